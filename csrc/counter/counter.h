@@ -1,0 +1,31 @@
+// Counter-based randomness: what is drawn for a token depends on (seed, token uid) alone, never on rank or order.
+//
+//   mix64(x)      SplitMix64's output function (Steele, Lea, Flood 2014, with Stafford's variant 13 constants)
+//   mix(seed, u)  mix64(mix64(u + golden) ^ mix64(seed + golden)), arithmetic modulo 2^64
+//
+// For a fixed seed, mix is a bijection of u: distinct uids never tie. pyrl/ops/counter.py is the same in Python and
+// derives the seed of a purpose from (run seed, step, mini-batch, purpose).
+#pragma once
+
+#include <cstdint>
+
+#include <torch/csrc/stable/tensor.h>
+
+namespace pyrl {
+
+inline constexpr uint64_t kGolden = 0x9E3779B97F4A7C15ull;  // 2^64 / golden ratio, odd
+
+constexpr uint64_t mix64(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 31);
+}
+
+constexpr uint64_t mix(uint64_t seed, uint64_t uid) {
+  return mix64(mix64(uid + kGolden) ^ mix64(seed + kGolden));
+}
+
+// uids int64 [T] -> int64 [T], the bits of mix(seed, uid).
+torch::stable::Tensor mix_uids_cpu(const torch::stable::Tensor& uids, int64_t seed);
+
+}  // namespace pyrl

@@ -1,0 +1,47 @@
+// The row kernels as plain pointers: free of torch, compiled once per instruction set (rows_generic.cpp, rows_avx2.cpp).
+#pragma once
+
+#include <cstdint>
+
+namespace pyrl::rows {
+
+inline constexpr int64_t kIgnore = -100;
+
+enum class Element { kFloat, kDouble, kBFloat16, kHalf };
+
+struct Problem {
+  Element element;
+  const void* logits;          // [T, width], row_stride elements between rows
+  int64_t row_stride;
+  int64_t width;               // columns of this shard
+  int64_t valid;               // of which the first `valid` are not padding
+  int64_t vocab_start;
+  const int64_t* labels;       // [T], global
+  const double* temperature;   // [T], temperature_stride 1, or [1], temperature_stride 0
+  int64_t temperature_stride;
+};
+
+// Pointers below are float*, or double* for Element::kDouble.
+struct Gradient {
+  const void* grad_logprobs;   // [T]
+  const void* grad_entropy;    // [T]
+  const void* entropy;         // [T]
+  const double* lse;           // [T]
+  void* out;                   // [T, width] of `element`; may be the logits themselves
+  int64_t out_stride;
+};
+
+using StatsFunction = void (*)(const Problem&, void* stats, int64_t begin, int64_t end);
+using BackwardFunction = void (*)(const Problem&, const Gradient&, int64_t begin, int64_t end);
+
+namespace generic {
+void stats(const Problem&, void* stats, int64_t begin, int64_t end);
+void backward(const Problem&, const Gradient&, int64_t begin, int64_t end);
+}  // namespace generic
+
+namespace avx2 {
+void stats(const Problem&, void* stats, int64_t begin, int64_t end);
+void backward(const Problem&, const Gradient&, int64_t begin, int64_t end);
+}  // namespace avx2
+
+}  // namespace pyrl::rows

@@ -1,0 +1,1 @@
+"""What turns rewards and log-probs into a loss: advantages, token selection, policy losses, global sums."""

@@ -1,0 +1,1 @@
+"""Reads record files, never live objects: charts, reports and the laws fitted to them."""

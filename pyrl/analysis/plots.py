@@ -1,0 +1,283 @@
+"""Charts of one or several runs, overlaid: the same drawing as a PNG and as SVG that follows the page's colours."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from pyrl.analysis.records import RunRecords
+from pyrl.telemetry.names import PHASES
+
+INK, MUTED, GRID = "#1b2128", "#5b6672", "#dfe3e8"
+RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe and Ito's colour-blind-safe set; further runs repeat it with a broken line."""
+THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", **{c: f"--run-{i}" for i, c in enumerate(RUN_COLOURS)}}
+"""Colours of the drawing that a page replaces by its own."""
+PHASE_COLOURS = {
+    "rollout": "#6fb7e6",
+    "reward": "#f2b134",
+    "score": "#b9a3e3",
+    "update": "#2fae8a",
+    "sync": "#e58f65",
+    "checkpoint": "#d79bc0",
+    "validation": "#c9cf5b",
+    "other": "#a9b1ba",
+}
+ON_PHASE = "#10151a"
+
+RAW_POINTS_LIMIT = 1000
+"""Up to here raw values are dots; beyond, dots would hide one another and swell the file, and a thin line serves."""
+SMOOTHING_SHARE = 25
+"""The smoothing window is about 1/25 of a run."""
+
+_STYLE = {
+    "font.size": 10,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "svg.fonttype": "none",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One pair of axes over rollout steps."""
+
+    key: str
+    title: str
+    unit: str
+    metric: str
+    caption: str
+    marks: str | None = None
+    """A metric measured now and then: open circles joined by a dashed line."""
+    second: str | None = None
+    """A second metric in the same unit, dotted."""
+    log: bool = False
+    fixed_bottom: float | None = None
+
+    def has_data(self, runs: Sequence[RunRecords]) -> bool:
+        return any(run.series(self.metric)[1].size for run in runs)
+
+
+CHARTS = (
+    Chart("entropy", "Policy entropy", "nats a token", "entropy",
+          "Full-vocabulary entropy of the generating policy, mean over response tokens.", fixed_bottom=0.0),
+    Chart("reward", "Reward", "mean reward", "reward_mean",
+          "All judged completions of a step before filtering. Circles: held-out prompts.",
+          marks="validation_reward_mean", fixed_bottom=0.0),
+    Chart("covariance", "Covariance", "nats", "covariance_mean",
+          "Of log-prob and advantage, mean over valid tokens. Where it is positive, entropy falls."),
+    Chart("selected", "Selected tokens", "tokens a step", "selected_tokens",
+          "Tokens that Clip-Cov or KL-Cov acted on, sum over the step's updates.", fixed_bottom=0.0),
+    Chart("gap", "Rollout to learner log-prob gap", "nats", "logprob_gap_mean",
+          "Absolute difference under the same weights. Solid: mean. Dotted: 99th percentile.",
+          second="logprob_gap_p99", log=True),
+    Chart("length", "Response length", "tokens", "response_length_mean",
+          "Mean over the step's completions, the stop token included.", fixed_bottom=0.0),
+    Chart("grad_norm", "Gradient norm", "L2 norm", "grad_norm",
+          "Global gradient before clipping, mean over the step's updates.", fixed_bottom=0.0),
+    Chart("clip_fraction", "Clipped tokens", "fraction", "clip_fraction",
+          "Valid tokens whose PPO clip binds, mean over the step's updates.", fixed_bottom=0.0),
+)  # fmt: skip
+
+
+def charts_with_data(runs: Sequence[RunRecords]) -> list[Chart]:
+    """The charts for which at least one run has values."""
+    return [chart for chart in CHARTS if chart.has_data(runs)]
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred running mean, float64 [n] -> [n]; `window` is odd and shrinks to what exists at the ends."""
+    half = window // 2
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(values.size)
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, values.size)
+    return (total[high] - total[low]) / (high - low)
+
+
+def smoothing_window(n: int) -> int:
+    """Odd number of steps, about n / 25, at least 1."""
+    return 2 * (n // (2 * SMOOTHING_SHARE)) + 1
+
+
+def draw_chart(axes: Axes, chart: Chart, runs: Sequence[RunRecords]) -> None:
+    """Every run's raw values and their running mean."""
+    positive = True
+    for number, run in enumerate(runs):
+        colour, dash = RUN_COLOURS[number % len(RUN_COLOURS)], "-" if number < len(RUN_COLOURS) else "--"
+        steps, values = run.series(chart.metric)
+        _raw(axes, steps, values, colour)
+        window = smoothing_window(values.size)
+        axes.plot(steps, smooth(values, window), color=colour, linestyle=dash, linewidth=1.9, zorder=4)
+        if chart.second:
+            steps, values = run.series(chart.second)
+            axes.plot(steps, smooth(values, window), color=colour, linestyle=":", linewidth=1.6, zorder=3)
+        if chart.marks:
+            steps, marks = run.series(chart.marks)
+            axes.plot(steps, marks, color=colour, linestyle=(0, (4, 2)), linewidth=1.1, marker="o", markersize=4.5,
+                      markerfacecolor="none", markeredgewidth=1.4, zorder=5)  # fmt: skip
+        positive = positive and bool((run.series(chart.metric)[1] > 0).all())
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if chart.log and positive:
+        axes.set_yscale("log")
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+    if chart.fixed_bottom is not None:
+        axes.set_ylim(bottom=chart.fixed_bottom)
+    axes.set_xlabel("rollout step")
+    axes.set_ylabel(chart.unit)
+
+
+def phase_seconds(run: RunRecords) -> dict[str, float]:
+    """Phase -> mean seconds a step, `other` being the rest of the step; empty without `seconds_step`."""
+    timed = [row for row in run.rows if row.get("seconds_step") is not None]
+    if not timed:
+        return {}
+    seconds = {p: sum(row.get(f"seconds_{p}") or 0.0 for row in timed) / len(timed) for p in PHASES}
+    whole = sum(row["seconds_step"] for row in timed) / len(timed)
+    return {p: s for p, s in seconds.items() if s > 0} | {"other": max(0.0, whole - sum(seconds.values()))}
+
+
+def draw_phases(axes: Axes, runs: Sequence[RunRecords]) -> None:
+    """One bar a run, its step split into phases."""
+    times = [phase_seconds(run) for run in runs]
+    longest = max(sum(t.values()) for t in times)
+    for row, phases in enumerate(times):
+        left = 0.0
+        for phase, seconds in phases.items():
+            axes.barh(row, seconds, left=left, height=0.62, color=PHASE_COLOURS[phase], zorder=3)
+            if seconds > 0.055 * longest:
+                axes.text(left + seconds / 2, row, f"{seconds:.2g}", ha="center", va="center", color=ON_PHASE,
+                          fontsize=9, zorder=5)  # fmt: skip
+            left += seconds
+    used = [phase for phase in PHASE_COLOURS if any(phase in t for t in times)]
+    axes.legend(
+        handles=[Patch(color=PHASE_COLOURS[phase], label=phase) for phase in used], loc="lower left", frameon=False,
+        bbox_to_anchor=(0, 1.0), borderaxespad=0.2, ncols=len(used), fontsize=9, handlelength=0.9, handleheight=0.9,
+        handletextpad=0.4, columnspacing=1.1, borderpad=0.1,
+    )  # fmt: skip
+    axes.set_yticks(range(len(runs)), [run.label for run in runs])
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.set_xlim(0, longest * 1.01)
+    axes.set_xlabel("seconds a step, mean")
+
+
+def chart_svg(chart: Chart, runs: Sequence[RunRecords]) -> str:
+    """`<svg>` for inlining in HTML: no title, no reference outside itself, colours as CSS variables (`THEME`)."""
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": f"pyrl-{chart.key}"}):
+        figure = Figure(figsize=(4.9, 3.0), layout="constrained")
+        draw_chart(figure.subplots(), chart, runs)
+        return _svg(figure, f"{chart.title}, {chart.unit}, over rollout steps")
+
+
+def phases_svg(runs: Sequence[RunRecords]) -> str:
+    """As `chart_svg`, for the phase times; two rows of legend would not fit a phone, so it is drawn wide."""
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": "pyrl-phases"}):
+        figure = Figure(figsize=(7.2, 1.15 + 0.42 * len(runs)), layout="constrained")
+        draw_phases(figure.subplots(), runs)
+        return _svg(figure, "Mean seconds a step, split into phases")
+
+
+def write_png(runs: Sequence[RunRecords], path: Path, title: str) -> None:
+    """Every chart on one sheet: entropy and reward on top, the others three a row, phase times at the foot."""
+    charts = charts_with_data(runs)
+    rows = [charts[:2], *(charts[i : i + 3] for i in range(2, len(charts), 3))]
+    timed = any(phase_seconds(run) for run in runs)
+    heights = [3.6] + [2.7] * (len(rows) - 1) + ([1.25 + 0.42 * len(runs)] if timed else [])
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(12.5, sum(heights) + 1.0), layout="constrained", facecolor="white")
+        bands = figure.subfigures(1 + len(heights), 1, height_ratios=[0.85, *heights])
+        _heading(bands[0], runs, title)
+        for band, row in zip(bands[1:], rows, strict=False):
+            columns = 2 if row is rows[0] else 3
+            for axes, chart in zip(band.subplots(1, columns, squeeze=False)[0], row, strict=False):
+                draw_chart(axes, chart, runs)
+                axes.set_title(chart.title, loc="left", pad=8)
+            for axes in band.axes[len(row) :]:
+                axes.set_axis_off()
+        if timed:
+            axes = bands[-1].subplots()
+            draw_phases(axes, runs)
+            axes.set_title("Time of a step", loc="left", pad=24)
+        temporary = path.with_name(path.name + ".tmp")
+        figure.savefig(temporary, format="png", dpi=120)
+    temporary.replace(path)
+
+
+def _heading(band: SubFigure, runs: Sequence[RunRecords], title: str) -> None:
+    band.text(0.008, 0.92, title, fontsize=17, fontweight="bold", va="top")
+    handles = [
+        Line2D([], [], color=RUN_COLOURS[i % len(RUN_COLOURS)], linewidth=3, linestyle="-" if i < 6 else "--")
+        for i in range(len(runs))
+    ]
+    band.legend(handles, [run.label for run in runs], loc="lower left", bbox_to_anchor=(0.0, 0.0), frameon=False,
+                ncols=6, fontsize=11.5, handlelength=1.6, columnspacing=1.8, borderaxespad=0.3)  # fmt: skip
+    window = smoothing_window(max(len(run.rows) for run in runs))
+    band.text(0.992, 0.18, f"dots: each step, lines: running mean of {window} steps", color=MUTED, fontsize=9.5,
+              ha="right", va="bottom")  # fmt: skip
+
+
+def _raw(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
+    if steps.size > RAW_POINTS_LIMIT:
+        axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.3, zorder=2)
+        return
+    # Dots as one path of short round-capped strokes: a marker each would cost a hundred bytes a point in the SVG.
+    gap = np.full(steps.size, np.nan)
+    x = np.stack([steps, steps + 1e-4, gap], axis=1).ravel()
+    y = np.stack([values, values, gap], axis=1).ravel()
+    (line,) = axes.plot(x, y, color=colour, linewidth=2.6, alpha=0.3, solid_capstyle="round", zorder=2)
+    line.get_path().should_simplify = False
+
+
+def _tick(value: float, _position: int | None = None) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _svg(figure: Figure, label: str) -> str:
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    view_box = re.search(r'viewBox="[^"]*"', text)
+    assert view_box is not None, "matplotlib writes a viewBox"
+    text = f'<svg {view_box[0]} role="img" aria-label="{label}">' + text[text.index(">") + 1 :]
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # numbered from 1 in every drawing: not unique in a page
+    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
+    text = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 var(--font)", text)
+    text = re.sub(r"(-?\d+\.\d{2})\d+", r"\1", text)  # a hundredth of a point is below any screen's pixel
+    for colour, name in THEME.items():
+        text = text.replace(colour, f"var({name})")
+    return text.strip()

@@ -1,0 +1,78 @@
+"""The `pyrl` command. Exit codes: 0 done, 2 bad input, 1 failure."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pyrl.config import ConfigError, load_config
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+RunFolder = Annotated[Path | None, typer.Option("--run-folder", help="Where the run is written; default runs/<config>.")]
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file, see configs/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+    run_folder: RunFolder = None,
+) -> None:
+    """Train by reinforcement learning; under torchrun, on every rank it starts."""
+    resolved = load_config(config, overrides or [])
+    from pyrl.trainer import train as run_training  # imports torch and Megatron-Core: only when needed
+
+    run_training(resolved, run_folder or Path("runs") / config.stem)
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[Path, typer.Option("--folder", help="Where both runs and the report are written.")] = Path(
+        "runs/quickstart"
+    ),
+    config: Annotated[Path, typer.Option(help="Settings of both runs.")] = Path("configs/quickstart.yaml"),
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+) -> None:
+    """Train a small model from random weights with GRPO and with KL-Cov, and compare their entropy."""
+    from pyrl.quickstart.run import run_quickstart
+
+    run_quickstart(folder, config, overrides or [])
+
+
+@app.command()
+def doctor() -> None:
+    """Print the versions of everything that matters and what would keep a run from starting."""
+    from pyrl.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(Console()))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A GGUF file, a folder with one, or package:NAME.")],
+    destination: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
+) -> None:
+    """Convert GGUF weights to a Hugging Face folder."""
+    from pyrl.weights.convert import convert_checkpoint
+
+    convert_checkpoint(source, destination)
+
+
+def main() -> None:
+    """Run the command line; turn bad input into one message and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    for chatty in ("httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        app()
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":
+            errors.print(f"error: {error}", style="bold red", markup=False)
+        sys.exit(2)

@@ -1,0 +1,74 @@
+"""The order in which prompts are asked."""
+
+from __future__ import annotations
+
+import hashlib
+
+from pyrl.config import ConfigError
+
+
+class PromptCursor:
+    """Walks over the prompts epoch after epoch; where it stands is one number, `consumed`.
+
+    The order of an epoch depends on (seed, epoch) alone: prompts sorted by a hash of (seed, epoch, index). It is the same
+    for every layout and library version, and any position can be reached directly.
+    """
+
+    def __init__(self, num_prompts: int, *, seed: int, shuffle: bool) -> None:
+        """Raises ValueError for `num_prompts` below 1. Without `shuffle` every epoch is in file order."""
+        if num_prompts < 1:
+            raise ValueError(f"num_prompts: wanted at least 1, got {num_prompts}")
+        self._num_prompts = num_prompts
+        self._seed = seed
+        self._shuffle = shuffle
+        self._consumed = 0
+        self._epoch: int | None = None
+        self._order: list[int] = []
+
+    @property
+    def consumed(self) -> int:
+        """Prompts handed out so far, over all epochs."""
+        return self._consumed
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next prompt, from 0."""
+        return self._consumed // self._num_prompts
+
+    def next(self, count: int) -> list[int]:
+        """The next `count` prompt indices; an epoch may end in the middle."""
+        if count < 0:
+            raise ValueError(f"count: wanted 0 or more, got {count}")
+        indices: list[int] = []
+        while len(indices) < count:
+            start = self._consumed % self._num_prompts
+            taken = self._order_of(self.epoch)[start : start + count - len(indices)]
+            indices += taken
+            self._consumed += len(taken)
+        return indices
+
+    def state_dict(self) -> dict[str, int | bool]:
+        """What `load_state_dict` needs, JSON-serialisable."""
+        identity = {"num_prompts": self._num_prompts, "seed": self._seed, "shuffle": self._shuffle}
+        return identity | {"consumed": self._consumed}
+
+    def load_state_dict(self, state: dict[str, int | bool]) -> None:
+        """Go on where `state` was taken. Raises ConfigError when it belongs to other prompts, seed or order."""
+        for name, value in self.state_dict().items():
+            if name != "consumed" and state[name] != value:
+                raise ConfigError(
+                    f"data cursor: {name} is {value} now and was {state[name]} when the checkpoint was written; resume "
+                    "with the same data and seed, or start a new run folder"
+                )
+        self._consumed = int(state["consumed"])
+
+    def _order_of(self, epoch: int) -> list[int]:
+        if self._epoch != epoch:
+            self._epoch, self._order = epoch, list(range(self._num_prompts))
+            if self._shuffle:
+                self._order.sort(key=lambda index: (_hash(self._seed, epoch, index), index))
+        return self._order
+
+
+def _hash(*counters: int) -> bytes:
+    return hashlib.blake2b(b"".join(c.to_bytes(8, "little") for c in counters), digest_size=8).digest()

@@ -1,0 +1,202 @@
+"""Prompt files: parquet or JSONL, one question a row, in the schema that verifiable-reward RL shares.
+
+    data_source (str), prompt (list of {role, content}), reward_model {ground_truth (str), ...}, extra_info {index, ...}
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
+
+from pyrl.config import ConfigError, DataConfig
+from pyrl.data.templates import Message, encode
+from pyrl.types import Prompt
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("data_source", "prompt", "reward_model", "extra_info")
+WHERE_TO_GET_DATA = (
+    "public sets in this schema: BytedTsinghua-SIA/DAPO-Math-17k and PRIME-RL/Eurus-2-RL-Data on the Hugging Face hub"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One valid row of a prompt file."""
+
+    where: str
+    """File and row or line, for messages."""
+    id: str
+    source: str
+    messages: list[Message]
+    ground_truth: str
+
+    @property
+    def content(self) -> tuple[tuple[tuple[str, str], ...], str]:
+        """What makes two rows the same question."""
+        return tuple((m["role"], m["content"]) for m in self.messages), self.ground_truth
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """The questions of one file, in file order, and what was left out."""
+
+    prompts: list[Prompt]
+    rows: int
+    duplicates: int
+    """Rows whose prompt and ground truth an earlier row has."""
+    overlong: int
+    """Questions dropped because they exceed `data.max_prompt_tokens`."""
+
+
+def load_prompts(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, validation: bool = False
+) -> list[Prompt]:
+    """The questions of `data.path`, or of `data.validation_path`, templated and tokenized; what was left out is logged.
+
+    Raises ConfigError as `load_prompt_set` does, and when `validation` is asked for and no path is set.
+    """
+    path = config.validation_path if validation else config.path
+    if path is None:
+        raise ConfigError("data.validation_path: required here but not given")
+    found = load_prompt_set(config, tokenizer, path=path)
+    logger.info(
+        "%s: %d questions from %d rows (%d duplicates, %d over %d tokens dropped)",
+        path, len(found.prompts), found.rows, found.duplicates, found.overlong, config.max_prompt_tokens,
+    )  # fmt: skip
+    return found.prompts
+
+
+def load_prompt_set(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, path: Path) -> PromptSet:
+    """Read, check, deduplicate, template and tokenize.
+
+    A question's id is `<data_source>/<extra_info.index>`, or `<data_source>/row<number>` without an index. Raises
+    ConfigError naming file, row and field: no file, a format that is not known, a corrupt row, one id with two contents,
+    a prompt over `data.max_prompt_tokens` (with `overlong_prompts: error`), or nothing left.
+    """
+    rows, total = _distinct(_read_rows(path))
+    token_ids = encode([row.messages for row in rows], config.template, tokenizer)
+    prompts, overlong = [], 0
+    for row, ids in zip(rows, token_ids, strict=True):
+        if len(ids) > config.max_prompt_tokens:
+            if config.overlong_prompts == "error":
+                raise ConfigError(
+                    f"{row.where}: prompt has {len(ids)} tokens, data.max_prompt_tokens is {config.max_prompt_tokens}; "
+                    "raise it, or set data.overlong_prompts=drop"
+                )
+            overlong += 1
+            continue
+        if not ids:
+            raise ConfigError(f"{row.where}: field prompt gives no token under data.template {config.template!r}")
+        prompts.append(Prompt(row.id, ids, row.ground_truth, row.source))
+    if not prompts:
+        raise ConfigError(f"{path}: no prompt left of {total} rows ({overlong} over {config.max_prompt_tokens} tokens)")
+    return PromptSet(prompts, rows=total, duplicates=total - len(rows), overlong=overlong)
+
+
+def _distinct(rows: Iterator[Row]) -> tuple[list[Row], int]:
+    """The first row of every question, and the number of rows."""
+    by_id: dict[str, Row] = {}
+    by_content: dict[Any, Row] = {}
+    total = 0
+    for row in rows:
+        total += 1
+        first = by_content.setdefault(row.content, row)
+        namesake = by_id.setdefault(row.id, first)
+        if namesake is not first:
+            raise ConfigError(
+                f"{row.where}: id {row.id!r} (data_source/extra_info.index) was already given to another question at "
+                f"{namesake.where}; make extra_info.index unique within its data_source"
+            )
+    return list(by_content.values()), total
+
+
+def _read_rows(path: Path) -> Iterator[Row]:
+    if not path.is_file():
+        raise ConfigError(f"prompt file {path} does not exist; {WHERE_TO_GET_DATA}")
+    readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl}
+    if path.suffix not in readers:
+        raise ConfigError(f"prompt file {path}: suffix {path.suffix!r} is not one of {', '.join(readers)}")
+    for number, where, raw in readers[path.suffix](path):
+        yield _parse(raw, number, where)
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, str, Any]]:
+    row = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            present = set(file.schema_arrow.names)
+            for column in ("data_source", "prompt", "reward_model"):
+                if column not in present:
+                    raise ConfigError(f"{path}, row 0: column {column!r} is missing; {WHERE_TO_GET_DATA}")
+            for batch in file.iter_batches(columns=[c for c in COLUMNS if c in present]):
+                for raw in batch.to_pylist():
+                    yield row, f"{path}, row {row}", raw
+                    row += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}, after {row} rows: not readable as parquet: {error}") from error
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                raw = json.loads(line.decode())
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{where}: not valid JSON: {error}") from error
+            yield number, where, raw
+
+
+def _parse(raw: Any, number: int, where: str) -> Row:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: wanted an object with {', '.join(COLUMNS)}, got {type(raw).__name__}")
+    source = _text(raw.get("data_source"), "data_source", where)
+    reward_model = raw.get("reward_model")
+    if not isinstance(reward_model, dict):
+        raise ConfigError(f"{where}: field reward_model: wanted an object with ground_truth, got {reward_model!r}")
+    return Row(
+        where=where,
+        id=f"{source}/{_index(raw.get('extra_info'), number, where)}",
+        source=source,
+        messages=_messages(raw.get("prompt"), where),
+        ground_truth=_text(reward_model.get("ground_truth"), "reward_model.ground_truth", where),
+    )
+
+
+def _messages(value: Any, where: str) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"{where}: field prompt: wanted a non-empty list of {{role, content}}, got {value!r:.80}")
+    for i, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise ConfigError(f"{where}: field prompt[{i}]: wanted {{role, content}}, got {message!r:.80}")
+        for key in ("role", "content"):
+            _text(message.get(key), f"prompt[{i}].{key}", where)
+    return [{"role": m["role"], "content": m["content"]} for m in value]
+
+
+def _text(value: Any, field: str, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{where}: field {field}: wanted a non-empty string, got {value!r:.80}")
+    return value
+
+
+def _index(extra_info: Any, number: int, where: str) -> str:
+    if extra_info is not None and not isinstance(extra_info, dict):
+        raise ConfigError(f"{where}: field extra_info: wanted an object, got {extra_info!r:.80}")
+    index = (extra_info or {}).get("index")
+    if index is None:
+        return f"row{number}"
+    if isinstance(index, bool) or not isinstance(index, int | str) or index == "":
+        raise ConfigError(f"{where}: field extra_info.index: wanted a number or a string, got {index!r:.80}")
+    return str(index)

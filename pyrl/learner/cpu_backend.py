@@ -1,0 +1,126 @@
+"""What Megatron-Core hard-codes for CUDA, mapped to the CPU. Imported only by runs without CUDA.
+
+Megatron asks `torch.cuda` for a device, a stream and a generator, writes `device="cuda"` into tensor factories and tests
+`Tensor.type()` against `torch.cuda.*` names. `install` wraps those entry points of torch: a call that comes from a
+Megatron module gets the CPU's answer, every other caller gets torch's own function, so a stray "cuda" in our code still
+fails. Nothing is intercepted per operation: a wrapper costs something only where one of the wrapped functions is called.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_CPU = torch.device("cpu")
+_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "empty_like", "zeros_like")
+_installed = False
+
+
+def install() -> None:
+    """Map Megatron's CUDA calls to the CPU for the rest of the process. A second call does nothing.
+
+    Raises RuntimeError where CUDA is available: there the mapping would hide the accelerator.
+    """
+    global _installed
+    if _installed:
+        return
+    if torch.cuda.is_available():
+        raise RuntimeError("learner.cpu_backend maps CUDA calls to the CPU, but CUDA is available on this machine")
+    _installed = True
+    for name in _FACTORIES:
+        _wrap(torch, name, _factory_on_cpu)
+    _wrap(torch.Tensor, "to", _to_cpu)
+    _wrap(torch.Tensor, "cuda", lambda original: lambda tensor, *args, **kwargs: tensor)
+    _wrap(torch.Tensor, "type", _type_of_cuda)
+    for name, answer in _CUDA_ANSWERS.items():
+        _wrap(torch.cuda, name, functools.partial(_answer_with, answer))
+    _map_generators()
+
+
+def _null(*args: Any, **kwargs: Any) -> None:
+    """Streams, events and synchronisation have no meaning on the CPU, where every call is complete on return."""
+
+
+class _Stream:
+    """The one "stream" of the CPU."""
+
+    wait_stream = wait_event = record_event = synchronize = _null
+
+
+_STREAM = _Stream()
+_CUDA_ANSWERS: dict[str, Callable[..., Any]] = {
+    "current_device": lambda *args: _CPU,
+    "synchronize": _null,
+    "empty_cache": _null,
+    "current_stream": lambda *args: _STREAM,
+    "default_stream": lambda *args: _STREAM,
+    "manual_seed": torch.manual_seed,
+    "get_rng_state": lambda *args, **kwargs: torch.get_rng_state(),
+    "set_rng_state": lambda state, *args, **kwargs: torch.set_rng_state(state),
+}
+
+
+def _map_generators() -> None:
+    """The two functions by which Megatron's RNG tracker reads and sets the default CUDA generator."""
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+
+
+def _wrap(owner: ModuleType | type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    original = getattr(owner, name)
+    setattr(owner, name, functools.wraps(original)(make(original)))
+
+
+def _called_by_megatron() -> bool:
+    """Whether the caller of the wrapper that asks is a Megatron module."""
+    return sys._getframe(2).f_globals.get("__name__", "").startswith("megatron.")
+
+
+def _is_cuda(device: Any) -> bool:
+    return device is not None and str(device).startswith("cuda")
+
+
+def _factory_on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
+    def factory(*args: Any, **kwargs: Any) -> Any:
+        if "device" in kwargs and _is_cuda(kwargs["device"]) and _called_by_megatron():
+            kwargs["device"] = _CPU
+        return original(*args, **kwargs)
+
+    return factory
+
+
+def _to_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
+    def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        named = isinstance(args[0], str) if args else "device" in kwargs
+        if named and _is_cuda(args[0] if args else kwargs["device"]) and _called_by_megatron():
+            if args:
+                args = (_CPU, *args[1:])
+            else:
+                kwargs["device"] = _CPU
+        return original(tensor, *args, **kwargs)
+
+    return to
+
+
+def _type_of_cuda(original: Callable[..., Any]) -> Callable[..., Any]:
+    def type_name(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = original(tensor, *args, **kwargs)
+        if not args and not kwargs and _called_by_megatron():
+            return result.replace("torch.", "torch.cuda.", 1)
+        return result
+
+    return type_name
+
+
+def _answer_with(answer: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    def answered(*args: Any, **kwargs: Any) -> Any:
+        return (answer if _called_by_megatron() else original)(*args, **kwargs)
+
+    return answered

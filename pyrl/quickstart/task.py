@@ -1,0 +1,92 @@
+"""The quickstart's task, made from nothing: reach a target from three digits with + - *.
+
+A question is a multiset of three digits from 1 to 9 and a target that some expression over them reaches, for example
+`3,5,7>26:` -> `3*7+5`. Reinforcement-learning prompts, held-out prompts and demonstrations share no question.
+Demonstrations teach only the form: their expressions use the right digits and reach the target by chance.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+OPERATORS = "+-*"
+SOURCE = "countdown"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    numbers: tuple[int, int, int]
+    target: int
+
+    @property
+    def prompt(self) -> str:
+        return f"{','.join(map(str, self.numbers))}>{self.target}:"
+
+    def to_row(self, index: int) -> dict[str, object]:
+        """The row in the schema of `data.path`."""
+        truth = json.dumps({"numbers": list(self.numbers), "target": self.target})
+        return {
+            "data_source": SOURCE,
+            "prompt": [{"role": "user", "content": self.prompt}],
+            "ability": "arithmetic",
+            "reward_model": {"style": "rule", "ground_truth": truth},
+            "extra_info": {"index": index},
+        }
+
+
+def expressions(numbers: tuple[int, ...]) -> dict[str, int]:
+    """Every expression `a op b op c` over the digits in any order, with its value."""
+    return {
+        (text := f"{a}{p}{b}{q}{c}"): eval(text)  # digits and operators only
+        for a, b, c in set(itertools.permutations(numbers))
+        for p in OPERATORS
+        for q in OPERATORS
+    }
+
+
+def all_questions() -> list[Question]:
+    """Every reachable (digits, non-negative target), in a fixed order."""
+    return [
+        Question(numbers, target)
+        for numbers in itertools.combinations_with_replacement(range(1, 10), 3)
+        for target in sorted({value for value in expressions(numbers).values() if value >= 0})
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFiles:
+    train: Path
+    validation: Path
+    demonstrations: Path
+
+
+def write_task(folder: Path, *, seed: int, train: int, validation: int, demonstrations: int) -> TaskFiles:
+    """Write train.jsonl, validation.jsonl (prompts) and demonstrations.jsonl (`prompt`, `response`) into `folder`.
+
+    Raises ValueError when `train` + `validation` leave no question for the demonstrations.
+    """
+    rng = random.Random(seed)
+    questions = all_questions()
+    rng.shuffle(questions)
+    if train + validation >= len(questions):
+        raise ValueError(f"train {train} + validation {validation} prompts: the task has {len(questions)} questions")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = TaskFiles(folder / "train.jsonl", folder / "validation.jsonl", folder / "demonstrations.jsonl")
+    _write_jsonl(files.train, [q.to_row(i) for i, q in enumerate(questions[:train])])
+    held_out = questions[train : train + validation]
+    _write_jsonl(files.validation, [q.to_row(train + i) for i, q in enumerate(held_out)])
+    rest = questions[train + validation :]
+    _write_jsonl(files.demonstrations, [_demonstration(rng.choice(rest), rng) for _ in range(demonstrations)])
+    return files
+
+
+def _demonstration(question: Question, rng: random.Random) -> dict[str, str]:
+    return {"prompt": question.prompt, "response": rng.choice(sorted(expressions(question.numbers)))}
+
+
+def _write_jsonl(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

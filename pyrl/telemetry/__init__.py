@@ -1,0 +1,1 @@
+"""What a run records, and how: metric names and units, record files, phase timers, live progress."""

@@ -1,0 +1,51 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyrl.config import ConfigError
+from pyrl.data.cursor import PromptCursor
+
+PINNED = [1, 7, 2, 3, 6, 5, 0, 4]
+
+
+@given(st.integers(1, 30), st.integers(0, 2**31 - 1), st.lists(st.integers(0, 25), max_size=10))
+def test_every_epoch_is_a_permutation_however_it_is_read(num_prompts, seed, counts):
+    whole = PromptCursor(num_prompts, seed=seed, shuffle=True).next(num_prompts * 4)
+    for start in range(0, len(whole), num_prompts):
+        assert sorted(whole[start : start + num_prompts]) == list(range(num_prompts))
+    pieces = PromptCursor(num_prompts, seed=seed, shuffle=True)
+    read = [i for count in counts for i in pieces.next(count)]
+    shared = min(len(read), len(whole))
+    assert read[:shared] == whole[:shared]
+    assert pieces.consumed == sum(counts)
+
+
+@given(st.integers(1, 20), st.integers(0, 70), st.integers(0, 30))
+def test_a_saved_cursor_goes_on_where_it_stood(num_prompts, consumed, count):
+    cursor = PromptCursor(num_prompts, seed=5, shuffle=True)
+    cursor.next(consumed)
+    resumed = PromptCursor(num_prompts, seed=5, shuffle=True)
+    resumed.load_state_dict(json.loads(json.dumps(cursor.state_dict())))
+    assert resumed.next(count) == cursor.next(count)
+
+
+def test_seeds_and_epochs_differ_and_no_shuffle_keeps_the_order():
+    cursor = PromptCursor(50, seed=0, shuffle=True)
+    first, second = cursor.next(50), cursor.next(50)
+    assert first != second and first != PromptCursor(50, seed=1, shuffle=True).next(50)
+    assert PromptCursor(3, seed=0, shuffle=False).next(7) == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_the_order_is_pinned():
+    """A change of the order would silently break the resume of older runs: this is the recorded one."""
+    assert PromptCursor(8, seed=7, shuffle=True).next(8) == PINNED
+
+
+@pytest.mark.parametrize("other", [{"num_prompts": 9}, {"seed": 4}, {"shuffle": False}])
+def test_a_cursor_of_other_data_is_refused(other):
+    state = PromptCursor(8, seed=3, shuffle=True).state_dict()
+    arguments = {"num_prompts": 8, "seed": 3, "shuffle": True} | other
+    with pytest.raises(ConfigError, match=next(iter(other))):
+        PromptCursor(arguments.pop("num_prompts"), **arguments).load_state_dict(state)
