@@ -16,7 +16,7 @@ from pyrl.config import ConfigError, load_config
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
-RunFolder = Annotated[Path | None, typer.Option("--run-folder", help="Where the run is written; default runs/<config>.")]
+RunFolder = Annotated[Path | None, typer.Option(help="Where the run is written; default runs/<config>.")]
 
 
 @app.command()

@@ -200,16 +200,6 @@ class OptimizerConfig(Section):
     """Token budget of one forward pass on one rank; a longer sequence gets a micro-batch of its own."""
 
 
-class SupervisedConfig(Section):
-    """A supervised phase before RL: loss = -log-prob of demonstrations, in the same learner and op."""
-
-    path: Path
-    """JSONL with `prompt` and `response` texts."""
-    steps: PositiveInt
-    batch_size: PositiveInt = 256
-    lr: Annotated[float, Field(gt=0.0)] = 1e-3
-
-
 class ValidationConfig(Section):
     every: Annotated[int, Field(ge=0)] = 0
     """Steps between evaluations on `data.validation_path`, which is also evaluated before the first and after the last
@@ -245,7 +235,6 @@ class RunConfig(Section):
     loss: LossConfig = PPOClip()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
-    supervised: SupervisedConfig | None = None
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
@@ -254,7 +243,7 @@ class RunConfig(Section):
         updates, groups = self.algorithm.updates_per_rollout, self.rollout.prompts_per_step
         if updates > groups:
             raise ValueError(
-                f"algorithm.updates_per_rollout {updates} exceeds rollout.prompts_per_step {groups}: every update needs "
+                f"algorithm.updates_per_rollout {updates} exceeds rollout.prompts_per_step {groups}: each update needs "
                 "at least one group"
             )
         if self.parallel.sequence_parallel and self.parallel.tp == 1:
@@ -279,6 +268,11 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
     Raises ConfigError: file missing or not a mapping, an override without `=`, an unknown key (the nearest known one is
     named), a wrong type or a value out of bounds.
     """
+    return parse_config(load_tree(path, overrides), origin=str(path))
+
+
+def load_tree(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """The file as a mapping with the overrides applied, not yet validated; raises as `load_config`."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist")
@@ -290,7 +284,7 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
         raise ConfigError(f"{path} holds {type(tree).__name__}, not a mapping of config keys")
     for override in overrides:
         _apply_override(tree, override)
-    return parse_config(tree, origin=str(path))
+    return tree
 
 
 def parse_config(tree: dict[str, Any], origin: str = "config") -> RunConfig:

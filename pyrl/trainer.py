@@ -247,7 +247,7 @@ def load_tokenizer(folder: Path):
     """The model's tokenizer; ConfigError where the folder or its stop token is missing."""
     if not folder.is_dir():
         raise ConfigError(
-            f"model.path {folder} is not a folder: give a Hugging Face model folder (`pyrl convert` makes one from GGUF)"
+            f"model.path {folder} is not a folder: give a Hugging Face folder (`pyrl convert` makes one from GGUF)"
         )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.eos_token_id is None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pyrl.analysis.records import RunRecords
 from pyrl.telemetry.names import PHASES
@@ -62,6 +62,8 @@ _STYLE = {
     "ytick.color": MUTED,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
+    "axes.labelpad": 6,
+    "path.simplify": False,  # would merge the strokes of `_raw` away
     "svg.fonttype": "none",
 }
 
@@ -96,8 +98,8 @@ CHARTS = (
           "Of log-prob and advantage, mean over valid tokens. Where it is positive, entropy falls."),
     Chart("selected", "Selected tokens", "tokens a step", "selected_tokens",
           "Tokens that Clip-Cov or KL-Cov acted on, sum over the step's updates.", fixed_bottom=0.0),
-    Chart("gap", "Rollout to learner log-prob gap", "nats", "logprob_gap_mean",
-          "Absolute difference under the same weights. Solid: mean. Dotted: 99th percentile.",
+    Chart("gap", "Rollout-learner gap", "nats (log-prob)", "logprob_gap_mean",
+          "Of a token's log-prob under the same weights. Solid: mean. Dotted: 99th percentile.",
           second="logprob_gap_p99", log=True),
     Chart("length", "Response length", "tokens", "response_length_mean",
           "Mean over the step's completions, the stop token included.", fixed_bottom=0.0),
@@ -131,11 +133,11 @@ def draw_chart(axes: Axes, chart: Chart, runs: Sequence[RunRecords]) -> None:
     """Every run's raw values and their running mean."""
     positive = True
     for number, run in enumerate(runs):
-        colour, dash = RUN_COLOURS[number % len(RUN_COLOURS)], "-" if number < len(RUN_COLOURS) else "--"
+        colour = RUN_COLOURS[number % len(RUN_COLOURS)]
         steps, values = run.series(chart.metric)
         _raw(axes, steps, values, colour)
         window = smoothing_window(values.size)
-        axes.plot(steps, smooth(values, window), color=colour, linestyle=dash, linewidth=1.9, zorder=4)
+        axes.plot(steps, smooth(values, window), color=colour, linestyle=_dash(number), linewidth=1.9, zorder=4)
         if chart.second:
             steps, values = run.series(chart.second)
             axes.plot(steps, smooth(values, window), color=colour, linestyle=":", linewidth=1.6, zorder=3)
@@ -148,9 +150,11 @@ def draw_chart(axes: Axes, chart: Chart, runs: Sequence[RunRecords]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if chart.log and positive:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(_tick))
     if chart.fixed_bottom is not None:
         axes.set_ylim(bottom=chart.fixed_bottom)
     axes.set_xlabel("rollout step")
@@ -197,17 +201,9 @@ def draw_phases(axes: Axes, runs: Sequence[RunRecords]) -> None:
 def chart_svg(chart: Chart, runs: Sequence[RunRecords]) -> str:
     """`<svg>` for inlining in HTML: no title, no reference outside itself, colours as CSS variables (`THEME`)."""
     with mpl.rc_context(_STYLE | {"svg.hashsalt": f"pyrl-{chart.key}"}):
-        figure = Figure(figsize=(4.9, 3.0), layout="constrained")
+        figure = Figure(figsize=(4.7, 2.9), layout="constrained")
         draw_chart(figure.subplots(), chart, runs)
         return _svg(figure, f"{chart.title}, {chart.unit}, over rollout steps")
-
-
-def phases_svg(runs: Sequence[RunRecords]) -> str:
-    """As `chart_svg`, for the phase times; two rows of legend would not fit a phone, so it is drawn wide."""
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": "pyrl-phases"}):
-        figure = Figure(figsize=(7.2, 1.15 + 0.42 * len(runs)), layout="constrained")
-        draw_phases(figure.subplots(), runs)
-        return _svg(figure, "Mean seconds a step, split into phases")
 
 
 def write_png(runs: Sequence[RunRecords], path: Path, title: str) -> None:
@@ -215,20 +211,20 @@ def write_png(runs: Sequence[RunRecords], path: Path, title: str) -> None:
     charts = charts_with_data(runs)
     rows = [charts[:2], *(charts[i : i + 3] for i in range(2, len(charts), 3))]
     timed = any(phase_seconds(run) for run in runs)
-    heights = [3.6] + [2.7] * (len(rows) - 1) + ([1.25 + 0.42 * len(runs)] if timed else [])
+    heights = [0.75, 3.7, *[2.7] * (len(rows) - 1), *([1.25 + 0.4 * len(runs)] if timed else [])]
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(12.5, sum(heights) + 1.0), layout="constrained", facecolor="white")
-        bands = figure.subfigures(1 + len(heights), 1, height_ratios=[0.85, *heights])
-        _heading(bands[0], runs, title)
-        for band, row in zip(bands[1:], rows, strict=False):
-            columns = 2 if row is rows[0] else 3
-            for axes, chart in zip(band.subplots(1, columns, squeeze=False)[0], row, strict=False):
+        figure = Figure(figsize=(12.5, sum(heights)), layout="constrained", facecolor="white")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+        grid = figure.add_gridspec(len(heights), 6, height_ratios=heights)
+        _heading(figure.add_subplot(grid[0, :]), runs, title)
+        for number, row in enumerate(rows):
+            width = 3 if number == 0 else 2
+            for column, chart in enumerate(row):
+                axes = figure.add_subplot(grid[number + 1, column * width : (column + 1) * width])
                 draw_chart(axes, chart, runs)
                 axes.set_title(chart.title, loc="left", pad=8)
-            for axes in band.axes[len(row) :]:
-                axes.set_axis_off()
         if timed:
-            axes = bands[-1].subplots()
+            axes = figure.add_subplot(grid[-1, :])
             draw_phases(axes, runs)
             axes.set_title("Time of a step", loc="left", pad=24)
         temporary = path.with_name(path.name + ".tmp")
@@ -236,17 +232,22 @@ def write_png(runs: Sequence[RunRecords], path: Path, title: str) -> None:
     temporary.replace(path)
 
 
-def _heading(band: SubFigure, runs: Sequence[RunRecords], title: str) -> None:
-    band.text(0.008, 0.92, title, fontsize=17, fontweight="bold", va="top")
+def _heading(axes: Axes, runs: Sequence[RunRecords], title: str) -> None:
+    axes.set_axis_off()
+    axes.text(0, 1, title, fontsize=17, fontweight="bold", va="top", transform=axes.transAxes)
     handles = [
-        Line2D([], [], color=RUN_COLOURS[i % len(RUN_COLOURS)], linewidth=3, linestyle="-" if i < 6 else "--")
+        Line2D([], [], color=RUN_COLOURS[i % len(RUN_COLOURS)], linewidth=3, linestyle=_dash(i))
         for i in range(len(runs))
     ]
-    band.legend(handles, [run.label for run in runs], loc="lower left", bbox_to_anchor=(0.0, 0.0), frameon=False,
-                ncols=6, fontsize=11.5, handlelength=1.6, columnspacing=1.8, borderaxespad=0.3)  # fmt: skip
+    axes.legend(handles, [run.label for run in runs], loc="lower left", bbox_to_anchor=(0.0, -0.15), frameon=False,
+                ncols=6, fontsize=11.5, handlelength=1.6, columnspacing=1.8, borderaxespad=0, borderpad=0)  # fmt: skip
     window = smoothing_window(max(len(run.rows) for run in runs))
-    band.text(0.992, 0.18, f"dots: each step, lines: running mean of {window} steps", color=MUTED, fontsize=9.5,
-              ha="right", va="bottom")  # fmt: skip
+    axes.text(1, -0.1, f"dots: each step, lines: running mean of {window} steps", color=MUTED, fontsize=9.5,
+              ha="right", va="bottom", transform=axes.transAxes)  # fmt: skip
+
+
+def _dash(number: int) -> str:
+    return "-" if number < len(RUN_COLOURS) else "--"
 
 
 def _raw(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
@@ -257,12 +258,16 @@ def _raw(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> None
     gap = np.full(steps.size, np.nan)
     x = np.stack([steps, steps + 1e-4, gap], axis=1).ravel()
     y = np.stack([values, values, gap], axis=1).ravel()
-    (line,) = axes.plot(x, y, color=colour, linewidth=2.6, alpha=0.3, solid_capstyle="round", zorder=2)
-    line.get_path().should_simplify = False
+    axes.plot(x, y, color=colour, linewidth=2.6, alpha=0.3, solid_capstyle="round", snap=False, zorder=2)
 
 
 def _tick(value: float, _position: int | None = None) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}".replace("e-0", "e-")
+
+
+def _round_path(match: re.Match[str]) -> str:
+    """Path coordinates to a hundredth of a point, which is below a pixel, save half of the page."""
+    return re.sub(r"(\.\d{2})\d+", r"\1", match[0])
 
 
 def _svg(figure: Figure, label: str) -> str:
@@ -277,7 +282,7 @@ def _svg(figure: Figure, label: str) -> str:
     text = re.sub(r'<g id="[^"]*">', "<g>", text)  # numbered from 1 in every drawing: not unique in a page
     text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
     text = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 var(--font)", text)
-    text = re.sub(r"(-?\d+\.\d{2})\d+", r"\1", text)  # a hundredth of a point is below any screen's pixel
+    text = re.sub(r' d="[^"]*"', _round_path, text)
     for colour, name in THEME.items():
         text = text.replace(colour, f"var({name})")
     return text.strip()

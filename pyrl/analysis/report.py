@@ -84,18 +84,18 @@ def render_html(runs: Sequence[RunRecords], title: str, summary_rows: Sequence[M
         lstrip_blocks=True,
     )
     environment.filters["value"] = format_cell
-    shared = _shared_config(runs)
     return environment.get_template("report.html.j2").render(
         title=title,
         runs=[{"label": run.label, "colour": i % len(plots.RUN_COLOURS)} for i, run in enumerate(runs)],
         summary_columns=list(dict.fromkeys(column for row in summary_rows for column in row)),
         summary_rows=summary_rows,
         charts=[(chart, Markup(plots.chart_svg(chart, runs))) for chart in plots.charts_with_data(runs)],
-        phases=Markup(plots.phases_svg(runs)) if any(map(plots.phase_seconds, runs)) else None,
+        phases=_phase_bars(runs),
+        phase_colours=plots.PHASE_COLOURS,
         comparisons=compare(runs),
         facts=_facts(runs),
         differences=config_differences(list(runs)),
-        shared=shared,
+        shared=_shared_config(runs),
         start_steps=START_STEPS,
         end_steps=END_STEPS,
         window=plots.smoothing_window(max(len(run.rows) for run in runs)),
@@ -110,7 +110,24 @@ def format_cell(value: Any) -> str:
         return str(value)
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}".replace("e-0", "e-")
+    if value == 0 or abs(value) >= 1e-3:
+        return f"{value:#.3g}".rstrip(".")
+    return f"{value:.1e}".replace("e-0", "e-")
+
+
+def _phase_bars(runs: Sequence[RunRecords]) -> list[dict[str, Any]]:
+    """A bar a timed run: its label, its whole and its (phase, seconds, share of the longest bar in percent)."""
+    times = {run.label: plots.phase_seconds(run) for run in runs}
+    longest = max((sum(phases.values()) for phases in times.values()), default=0.0)
+    return [
+        {
+            "label": label,
+            "total": sum(phases.values()),
+            "parts": [(phase, seconds, 100 * seconds / longest) for phase, seconds in phases.items()],
+        }
+        for label, phases in times.items()
+        if phases
+    ]
 
 
 def _facts(runs: Sequence[RunRecords]) -> dict[str, list[str]]:

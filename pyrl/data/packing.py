@@ -53,7 +53,8 @@ def plan_micro_batches(lengths: Items[int], *, dp: int, max_tokens: int) -> list
         raise ValueError(f"wanted dp >= 1 and max_tokens >= 1, got dp {dp} and max_tokens {max_tokens}")
     if any(length < 1 for length in lengths):
         raise ValueError(f"lengths: wanted every length >= 1, got {min(lengths)}")
-    bins = _round_up(max(1, -(-sum(lengths) // max_tokens)), dp)
+    budgets = -(-sum(min(length, max_tokens) for length in lengths) // max_tokens)
+    bins = _round_up(max(1, budgets), dp)
     while True:
         contents = _fill(lengths, bins, max_tokens)
         if len(contents) == bins:

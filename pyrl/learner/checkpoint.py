@@ -5,6 +5,9 @@ or DP. Under the same layout a resumed run is bit-equal to an unbroken one. Mega
 there only with care, because stock loading makes a resume wrong without a message:
 
 - a fresh optimizer has no state to describe, so `_fill_state` creates it, before a load and before a save at step 0;
+- stock saving cuts each parameter's state out of a buffer at offsets that count the padding between buckets, after the
+  padding was taken out: from the second bucket on (tied embeddings under PP, overlapped gradient reduction) it stores
+  the wrong numbers; `_padding_kept` leaves the padding in;
 - Adam's `step` is handled here alone: stock loading copies it like a parameter, which fails, and then shares one tensor
   among all parameters, so that it advances once per parameter instead of once per update;
 - stock saving starts a manager process and forks writers (seconds, and a re-import of the entry script); torch's own
@@ -19,6 +22,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -159,7 +163,8 @@ def _sharded_state(
     }
     _fill_state(optimizer)
     state: ShardedStateDict = {name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in _chunks(model)}
-    state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=metadata)
+    with _padding_kept(optimizer):
+        state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=metadata)
     return state
 
 
@@ -246,6 +251,22 @@ def _fill_state(optimizer: MegatronOptimizer) -> None:
                 state["step"] = torch.tensor(0.0)
                 state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+
+@contextmanager
+def _padding_kept(optimizer: MegatronOptimizer) -> Iterator[None]:
+    """Let buffers and buckets call their padding data, so that stock offsets fit (Megatron-LM pull request 5077)."""
+    buffers = [b for part in _parts(optimizer) if isinstance(part, DistributedOptimizer) for b in part.buffers]
+    lengths = [(owner, owner.numel_unpadded) for buffer in buffers for owner in (buffer, *buffer.buckets)]
+    try:
+        for buffer in buffers:
+            buffer.numel_unpadded = buffer.numel
+            for bucket in buffer.buckets:
+                bucket.numel_unpadded = bucket.grad_data.numel()
+        yield
+    finally:
+        for owner, length in lengths:
+            owner.numel_unpadded = length
 
 
 def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> None:

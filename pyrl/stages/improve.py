@@ -39,7 +39,7 @@ class PolicyImprover:
         self._scope = getattr(config.loss, "cov_scope", None)
 
     def improve(self, groups: list[RolloutGroup], *, step: int) -> StepRecord:
-        """`algorithm.updates_per_rollout` optimizer updates; returns the policy and optimization metrics. Collective."""
+        """`algorithm.updates_per_rollout` optimizer updates; returns policy and optimization metrics. Collective."""
         mini_batches = [self._pack(part) for part in self._sequences(groups)]
         everything = [batch for mini_batch in mini_batches for batch in mini_batch]
         with self._timers.phase("score"):

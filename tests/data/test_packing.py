@@ -158,7 +158,7 @@ def test_plan_wastes_at_most_half_of_the_budget(case):
 
 def test_plan_of_one_budget_is_one_micro_batch():
     assert plan_micro_batches([5, 3, 2], dp=1, max_tokens=10) == [[[0, 1, 2]]]
-    assert plan_micro_batches([5, 3, 3, 5], dp=2, max_tokens=100) == [[[0, 2]], [[1, 3]]]
+    assert plan_micro_batches([5, 4, 2, 1], dp=2, max_tokens=100) == [[[0, 3]], [[1, 2]]]
 
 
 @pytest.mark.parametrize("arguments", [{"dp": 0, "max_tokens": 1}, {"dp": 1, "max_tokens": 0}])

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 import traceback
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -141,10 +142,12 @@ def _build(layout: Layout) -> Job:
         pre_process=parallel_state.is_pipeline_first_stage(), post_process=parallel_state.is_pipeline_last_stage(),
         share_embeddings_and_output_weights=True, position_embedding_type="rope",
     )  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if "norm" not in name:
-            parameter.data = (0.1 * torch.randn(parameter.shape, generator=generator)).to(dtype)
+            tied = "embedding.word_embeddings.weight" if name == "output_layer.weight" else name
+            generator = torch.Generator().manual_seed(zlib.crc32(tied.encode()))
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    model.to(dtype)  # the norms' weights too, which Megatron leaves in fp32
     wrapped = DistributedDataParallel(
         config,
         DistributedDataParallelConfig(use_distributed_optimizer=layout.distributed_optimizer, overlap_grad_reduce=False),

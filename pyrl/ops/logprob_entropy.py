@@ -1,0 +1,168 @@
+"""Log-probability and entropy of tokens from vocabulary-parallel logits. Formulas: csrc/logprob_entropy."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch.autograd.function import once_differentiable
+
+from pyrl.ops import _check, _library  # noqa: F401  (loading the library defines torch.ops.pyrl)
+
+IGNORE = -100
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def logprob_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    temperature: float | torch.Tensor = 1.0,
+    vocab_size: int | None = None,
+    group: dist.ProcessGroup | None = None,
+    inplace_backward: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-prob of `labels` and entropy (nats) of softmax(logits / temperature), both differentiable in `logits`.
+
+    Args:
+        logits: [T, Vp/tp] fp32, bf16, fp16 or fp64, equally wide on every rank of `group`; rank r owns the columns from
+            r Vp/tp on. Any row stride; a last dimension that is not contiguous is copied.
+        labels: int64 [T], global ids, the same on every rank. -100: the row is not read, outputs and gradient are 0.
+        temperature: a float, or fp32 [T]; finite and positive. It gets no gradient.
+        vocab_size: columns at or above it are padding: never read, zero gradient. None: there is no padding.
+        group: tensor-parallel group. One all-gather of four numbers a token forward, nothing backward.
+        inplace_backward: write the gradient over the storage of `logits`, which nothing else may read after the forward
+            pass; a second backward pass through the same graph is then an error.
+
+    Returns:
+        (logprobs, entropy): fp32 [T], or fp64 for fp64 logits; the same bits on every rank.
+
+    Raises:
+        ValueError: a wrong shape, dtype or device; a label outside [0, vocab_size) other than -100; a temperature that
+            is not finite and positive; a row that is read and holds NaN, +inf, or nothing but -inf. (A label on a -inf
+            logit is no error: its log-prob is -inf.)
+    """
+    _check.tensor("logits", logits, _FLOATS, ("T", "Vp/tp"))
+    tokens, width = logits.shape
+    _check.tensor("labels", labels, (torch.int64,), (tokens,), logits.device)
+    columns = width * _check.group_size(group)
+    vocab_size = columns if vocab_size is None else vocab_size
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or not 0 < vocab_size <= columns:
+        raise _check.wrong("vocab_size", vocab_size, f"an int in [1, {columns}], the columns of all ranks together")
+    temperature = _temperature(temperature, logits)
+    _check_labels(labels, vocab_size)
+    if inplace_backward:
+        _check_overwritable(logits)
+    elif logits.stride(1) != 1:
+        logits = logits.contiguous()
+    return _LogprobEntropy.apply(logits, labels.contiguous(), temperature, vocab_size, group, inplace_backward)
+
+
+def _temperature(value: float | torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """fp64 [1] or [T]."""
+    wanted = f"a finite positive float, or fp32 [{logits.shape[0]}] of them, on {logits.device}"
+    if not isinstance(value, torch.Tensor):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise _check.wrong("temperature", value, wanted)
+        return torch.tensor([value], dtype=torch.float64, device=logits.device)
+    _check.tensor("temperature", value, (torch.float32,), (logits.shape[0],), logits.device)
+    if value.requires_grad:
+        raise ValueError("temperature: got a tensor that requires grad, wanted one that does not: it gets no gradient")
+    unfit = ~((value > 0) & value.isfinite())
+    if unfit.any():
+        row = int(unfit.nonzero()[0])
+        raise ValueError(f"temperature: got {value[row].item()} at row {row}, wanted {wanted}")
+    return value.double().contiguous()
+
+
+def _check_labels(labels: torch.Tensor, vocab_size: int) -> None:
+    unfit = ((labels < 0) & (labels != IGNORE)) | (labels >= vocab_size)
+    if unfit.any():
+        row = int(unfit.nonzero()[0])
+        raise ValueError(f"labels: got {labels[row].item()} at row {row}, wanted 0 <= label < {vocab_size} or {IGNORE}")
+
+
+def _check_overwritable(logits: torch.Tensor) -> None:
+    if logits.is_leaf and logits.requires_grad:
+        raise ValueError("inplace_backward: got logits that are a leaf, whose value the gradient would overwrite; "
+                         "wanted the output of another operation, or inplace_backward=False")  # fmt: skip
+    rows, width = logits.shape
+    if logits.stride(1) != 1 or (rows > 1 and logits.stride(0) < width):
+        raise ValueError(
+            f"inplace_backward: got logits with strides {logits.stride()}, wanted rows that are contiguous and apart, "
+            "or inplace_backward=False"
+        )
+
+
+class _LogprobEntropy(torch.autograd.Function):
+    """Keeps the logits, lse (fp64) and entropy: 12 bytes a token beside what the model keeps anyway."""
+
+    @staticmethod
+    def forward(ctx, logits, labels, temperature, vocab_size, group, inplace_backward):
+        tokens, width = logits.shape
+        start = 0 if group is None else dist.get_rank(group) * width
+        stats = torch.ops.pyrl.logprob_entropy_stats(logits, labels, temperature, start, vocab_size)
+        if _check.group_size(group) > 1:
+            shards = stats.new_empty((dist.get_world_size(group), tokens, 4))
+            dist.all_gather_into_tensor(shards, stats, group=group)
+        else:
+            shards = stats.unsqueeze(0)
+        logprobs, entropy, lse, bad_row = torch.ops.pyrl.logprob_entropy_merge(shards, labels, temperature)
+        _raise_on_bad_row(int(bad_row), shards)
+        ctx.save_for_backward(logits, labels, temperature, entropy, lse)
+        ctx.vocab_start, ctx.vocab_size, ctx.inplace = start, vocab_size, inplace_backward
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_logprobs, grad_entropy):
+        logits, labels, temperature, entropy, lse = ctx.saved_tensors
+        upstream = grad_logprobs.contiguous(), grad_entropy.contiguous()
+        rest = (logits, labels, temperature, entropy, lse, ctx.vocab_start, ctx.vocab_size)
+        if not ctx.inplace:
+            return torch.ops.pyrl.logprob_entropy_backward(*upstream, *rest), None, None, None, None, None
+        torch.ops.pyrl.logprob_entropy_backward_(*upstream, *rest)
+        torch.autograd.graph.increment_version(logits)  # so that another use of the old values is an error
+        return logits.detach(), None, None, None, None, None
+
+
+def _raise_on_bad_row(row: int, shards: torch.Tensor) -> None:
+    """Every rank holds the same statistics, so every rank raises."""
+    if row < 0:
+        return
+    largest, total = shards[:, row, 0].max().item(), shards[:, row, 1].sum().item()
+    if math.isnan(total) and largest != math.inf:
+        held = "NaN"
+    elif largest == math.inf:
+        held = "+inf"
+    else:
+        held = "nothing but -inf"
+    raise ValueError(f"logits: got {held} in row {row}, wanted finite values or -inf, at least one of them finite")
+
+
+@torch.library.register_fake("pyrl::logprob_entropy_stats")
+def _(logits, labels, temperature, vocab_start, vocab_size):
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.new_empty((logits.shape[0], 4), dtype=dtype)
+
+
+@torch.library.register_fake("pyrl::logprob_entropy_merge")
+def _(stats, labels, temperature):
+    tokens = stats.shape[1]
+    return (
+        stats.new_empty((tokens,)),
+        stats.new_empty((tokens,)),
+        stats.new_empty((tokens,), dtype=torch.float64),
+        stats.new_empty((), dtype=torch.int64),
+    )
+
+
+@torch.library.register_fake("pyrl::logprob_entropy_backward")
+def _(grad_logprobs, grad_entropy, logits, labels, temperature, entropy, lse, vocab_start, vocab_size):
+    return logits.new_empty(logits.shape)
+
+
+@torch.library.register_fake("pyrl::logprob_entropy_backward_")
+def _(grad_logprobs, grad_entropy, logits, labels, temperature, entropy, lse, vocab_start, vocab_size):
+    return None

@@ -1,0 +1,81 @@
+"""What the quickstart trains on: solvable questions, disjoint sets, configs that differ in the loss alone."""
+
+import json
+from fractions import Fraction
+
+import pytest
+
+from pyrl.quickstart.model import CHARACTERS, build_tokenizer, write_model
+from pyrl.quickstart.task import all_questions, expressions, write_task
+
+
+def value_of(text: str) -> Fraction:
+    """A second evaluator: left to right over products, then sums."""
+    total, sign, product, operator = Fraction(0), 1, Fraction(text[0]), None
+    for token in text[1:]:
+        if token in "+-":
+            total, sign, operator = total + sign * product, 1 if token == "+" else -1, None
+            product = None
+        elif token == "*":
+            operator = token
+        else:
+            product = Fraction(token) if product is None else product * Fraction(token)
+    assert operator in (None, "*")
+    return total + sign * product
+
+
+def test_every_question_has_a_solution() -> None:
+    for question in all_questions()[::37]:
+        solutions = [t for t in expressions(question.numbers) if value_of(t) == question.target]
+        assert solutions
+        assert all(sorted(int(c) for c in t if c.isdigit()) == sorted(question.numbers) for t in solutions)
+
+
+def test_train_validation_and_demonstrations_share_no_prompt(tmp_path) -> None:
+    files = write_task(tmp_path, seed=3, train=700, validation=100, demonstrations=2000)
+    rows = {name: [json.loads(x) for x in getattr(files, name).read_text().splitlines()] for name in files.__slots__}
+    prompts = {name: {r["prompt"][0]["content"] for r in rows[name]} for name in ("train", "validation")}
+    prompts["demonstrations"] = {r["prompt"] for r in rows["demonstrations"]}
+    assert len(prompts["train"]) == 700 and len(prompts["validation"]) == 100
+    assert len(prompts["demonstrations"]) > 300
+    assert not prompts["train"] & prompts["validation"]
+    assert not prompts["demonstrations"] & (prompts["train"] | prompts["validation"])
+
+
+def test_demonstrations_reach_the_target_only_by_chance(tmp_path) -> None:
+    files = write_task(tmp_path, seed=0, train=700, validation=100, demonstrations=5000)
+    rows = [json.loads(x) for x in files.demonstrations.read_text().splitlines()]
+    right = sum(value_of(r["response"]) == int(r["prompt"].split(">")[1].rstrip(":")) for r in rows)
+    assert 0.04 < right / len(rows) < 0.15
+
+
+def test_too_many_prompts_are_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match="the task has 1418 questions"):
+        write_task(tmp_path, seed=0, train=1400, validation=18, demonstrations=1)
+
+
+def test_tokenizer_gives_a_text_back() -> None:
+    tokenizer = build_tokenizer()
+    ids = tokenizer(CHARACTERS)["input_ids"]
+    assert len(set(ids)) == len(CHARACTERS) and tokenizer.unk_token_id not in ids
+    assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == CHARACTERS
+
+
+def test_model_is_a_function_of_the_seed(tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    first, again, other = (
+        load_file(write_model(tmp_path / name, seed=seed) / "model.safetensors")
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert all(first[k].equal(again[k]) for k in first)
+    assert not all(first[k].equal(other[k]) for k in first)
+
+
+def test_configs_differ_only_in_the_loss(tmp_path) -> None:
+    from pyrl.quickstart.run import method_configs
+
+    configs = {n: c.model_dump(mode="json") for n, c in method_configs("configs/quickstart.yaml", [], tmp_path).items()}
+    grpo, kl_cov = configs["grpo"], configs["kl_cov"]
+    assert grpo["loss"]["name"] == "ppo_clip" and kl_cov["loss"]["name"] == "kl_cov"
+    assert {k for k in grpo if grpo[k] != kl_cov[k]} == {"loss"}
