@@ -15,7 +15,7 @@ using pyrl::rows::Problem;
 // Columns worked on at a time: a tile of floats stays in L1 between the search for its maximum and its exponentials, so
 // memory is read once. Sums are kept in the compute type within a tile and in double across tiles.
 inline constexpr int64_t kTile = 1024;
-inline constexpr int kUnroll = 4;  // independent accumulators, to hide the latency of an addition
+inline constexpr int kUnroll = 2;  // independent accumulators hide latency; with more, 16 registers do not hold them
 inline constexpr int64_t kBlock = kUnroll * kLanes;
 
 struct RowStats {

@@ -9,7 +9,7 @@ EPSILON = 1e-6
 
 
 def grpo(rewards: list[float | None]) -> list[float | None]:
-    """A_i = (R_i - mean R) / (std R + 1e-6), sample standard deviation (ddof 1), over the judged completions of a group.
+    """A_i = (R_i - mean R) / (std R + 1e-6) over the judged completions of a group; std with ddof 1.
 
     Source: GRPO (arXiv 2402.03300), as the Entropy Mechanism's code computes it. None (could not be judged) stays None
     and takes no part; fewer than two judged, or all equal, gives 0.

@@ -1,7 +1,7 @@
 """The one place with a loss denominator: the valid tokens of the whole mini-batch, over all data-parallel ranks.
 
-A mean of micro-batch means would weigh a token by the micro-batch it happens to sit in; a sum over one global count does
-not depend on ranks, micro-batches or packing.
+A mean of micro-batch means would weigh a token by the micro-batch it happens to sit in; a sum over one global count
+does not depend on ranks, micro-batches or packing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def global_token_count(masks: Iterable[torch.Tensor], group: dist.ProcessGroup |
 def token_mean(loss: torch.Tensor, mask: torch.Tensor, token_count: int) -> torch.Tensor:
     """This micro-batch's part of the token mean: sum over valid tokens / `token_count`, a scalar with gradient.
 
-    `loss` [T], `mask` bool [T], `token_count` from `global_token_count`; the parts of all micro-batches of all ranks add
-    up to the mean. Raises ValueError when there is no valid token anywhere.
+    `loss` [T], `mask` bool [T], `token_count` from `global_token_count`; the parts of all micro-batches of all ranks
+    add up to the mean. Raises ValueError when there is no valid token anywhere.
     """
     if token_count < 1:
         raise ValueError(f"token_count: wanted at least 1 valid token in the mini-batch, got {token_count}")

@@ -1,9 +1,9 @@
 """Policy losses, one function a method, chosen by `loss.name`.
 
 Each takes the packed tokens of one micro-batch and returns the loss of every token (fp32 [T], 0 where masked, to be
-minimised) and sums for metrics. Notation: A advantage, d = log pi - log pi_old, r = exp(d). Advantages and old log-probs
-carry no gradient. `old_logprobs` None means the first update after a rollout: the old policy is the one that is being
-differentiated, so r is exactly 1.
+minimised) and sums for metrics. Notation: A advantage, d = log pi - log pi_old, r = exp(d). Advantages and old
+log-probs carry no gradient. `old_logprobs` None means the first update after a rollout: the old policy is the one that
+is being differentiated, so r is exactly 1.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def policy_loss(
 ) -> tuple[torch.Tensor, Metrics]:
     """Per-token loss [T] and metric sums of the method `config.name`.
 
-    `logprobs` fp32 [T] with gradient; `old_logprobs`, `advantages` fp32 [T]; `mask` bool [T]; `selected` bool [T] or None
-    (no token). Metric sums: `clipped_high_tokens`, `clipped_low_tokens` (PPO clip binds), `selected_tokens`,
-    `ratio_sum`, `abs_log_ratio_sum`, `kl_sum` (r - 1 - d, an unbiased estimate of KL(old || new)), `kl_penalty_sum`.
-    Raises ValueError: shapes or dtypes that do not fit, a selection for a method that selects nothing, a selected token
-    that is masked is ignored.
+    `logprobs` fp32 [T] with gradient; `old_logprobs`, `advantages` fp32 [T]; `mask` bool [T]; `selected` bool [T], read
+    where `mask` is true, or None for no token. Metric sums: `selected_tokens`, `ratio_sum`, `abs_log_ratio_sum`,
+    `kl_sum` (r - 1 - d, an unbiased estimate of KL(old || new)), and by method `clipped_high_tokens` and
+    `clipped_low_tokens` (the PPO clip binds) or `kl_penalty_sum`. Raises ValueError: a shape or dtype that does not
+    fit, or a selected token for a method that selects none.
     """
     _check(logprobs, old_logprobs, advantages, mask, selected)
     old = logprobs.detach() if old_logprobs is None else old_logprobs.detach()
@@ -92,8 +92,8 @@ def kl_cov(
 ) -> tuple[torch.Tensor, Metrics]:
     """KL-Cov, arXiv 2505.22617 eq. 13-14 and listing 1: -r A, plus kl_cov_coef |d| on the chosen tokens. No PPO clip.
 
-    Where |d| < 1e-6 the penalty has a value but no gradient (a deviation from the published code, whose sign(d) is noise
-    there).
+    Where |d| < 1e-6 the penalty has a value but no gradient: a deviation from the published code, whose sign(d) is
+    noise there.
     """
     distance = log_ratio.abs()
     distance = torch.where(distance < MIN_LOG_RATIO, distance.detach(), distance)

@@ -17,9 +17,13 @@ from pyrl.algorithms.metrics import global_sums
 from pyrl.algorithms.order_statistics import kth_largest
 from pyrl.algorithms.policy_loss import ppo_clip_binds
 from pyrl.config import ClipCov, KLCov, LossConfig
+from pyrl.ops.counter import derive_seed
+from pyrl.telemetry.names import COVARIANCE_TOP_SHARES, covariance_top_name
 
-TOP_SHARES = {"0p02": 2e-4, "0p2": 2e-3, "2": 2e-2, "20": 0.2, "50": 0.5}
-"""Shares of table 1 of arXiv 2505.22617; the key is the percentage in the metric's name."""
+
+def selection_seed(run_seed: int, step: int, mini_batch: int) -> int:
+    """The seed of one selection: it depends on the run's seed, the step and the mini-batch alone."""
+    return derive_seed(run_seed, step=step, mini_batch=mini_batch, purpose="select_tokens")
 
 
 def token_covariance(
@@ -75,34 +79,37 @@ class CovarianceStatistics:
     """Distribution of token covariance over all valid tokens of the group; None where there is none."""
 
     mean: float | None
-    top: dict[str, float]
-    """Mean over the largest max(1, floor(share n)) covariances, for each of `TOP_SHARES`; empty without tokens."""
-    not_finite: int
-    """Valid tokens whose covariance is not finite; they are left out of the means."""
+    top: dict[float, float | None]
+    """For each of `COVARIANCE_TOP_SHARES` the mean over the largest max(1, floor(share n)) covariances."""
 
-    def metrics(self) -> dict[str, float | int | None]:
+    def metrics(self) -> dict[str, float | None]:
         """As fields of the step record."""
-        tails = {f"covariance_top_{name}_percent": self.top.get(name) for name in TOP_SHARES}
-        return {"covariance_mean": self.mean, **tails, "covariance_not_finite_tokens": self.not_finite}
+        return {"covariance_mean": self.mean} | {covariance_top_name(share): m for share, m in self.top.items()}
 
 
 def covariance_statistics(
     covariance: torch.Tensor, mask: torch.Tensor, *, group: dist.ProcessGroup | None
 ) -> CovarianceStatistics:
-    """Mean and tail means of `covariance` (fp32 [T]) over `mask` (bool [T]) and the group, exact. Collective."""
-    values = covariance[mask & covariance.isfinite()]
-    counted = {"sum": values.double().sum(), "tokens": float(values.numel()), "valid": mask.sum()}
+    """Mean and tail means of `covariance` (fp32 [T]) over `mask` (bool [T]) and the group, exact. Collective.
+
+    Raises ValueError on every rank when a valid token's covariance is not finite.
+    """
+    values = covariance[mask]
+    broken = (~values.isfinite()).sum()
+    counted = {"sum": values.double().sum(), "tokens": float(values.numel()), "broken": broken}
     sums = global_sums(counted, group, device=values.device)
+    if sums["broken"]:
+        raise ValueError(f"covariance: not finite for {int(sums['broken'])} of {int(sums['tokens'])} valid tokens")
     tokens = int(sums["tokens"])
-    not_finite = int(sums["valid"]) - tokens
     if tokens == 0:
-        return CovarianceStatistics(None, {}, not_finite)
-    sizes = {name: max(1, int(share * tokens)) for name, share in TOP_SHARES.items()}
-    thresholds = dict(zip(sizes, kth_largest(values, list(sizes.values()), group=group), strict=True))
-    above = {name: values[values > kth.value].double().sum() for name, kth in thresholds.items()}
-    top = {
-        # ties at the threshold share one value, so it does not matter which of them belong to the top
-        name: (total + (sizes[name] - thresholds[name].above) * thresholds[name].value) / sizes[name]
-        for name, total in global_sums(above, group, device=values.device).items()
-    }
-    return CovarianceStatistics(sums["sum"] / tokens, {name: top[name] for name in TOP_SHARES}, not_finite)
+        return CovarianceStatistics(None, dict.fromkeys(COVARIANCE_TOP_SHARES))
+    sizes = [max(1, int(share * tokens)) for share in COVARIANCE_TOP_SHARES]
+    thresholds = kth_largest(values, sizes, group=group)
+    above = {str(i): values[values > kth.value].double().sum() for i, kth in enumerate(thresholds)}
+    totals = global_sums(above, group, device=values.device)
+    top = [
+        # ties at the threshold have one value, so it does not matter which of them belong to the top
+        (totals[str(i)] + (size - kth.above) * kth.value) / size
+        for i, (size, kth) in enumerate(zip(sizes, thresholds, strict=True))
+    ]
+    return CovarianceStatistics(sums["sum"] / tokens, dict(zip(COVARIANCE_TOP_SHARES, top, strict=True)))

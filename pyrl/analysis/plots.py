@@ -162,8 +162,11 @@ def draw_chart(axes: Axes, chart: Chart, runs: Sequence[RunRecords]) -> None:
 
 
 def phase_seconds(run: RunRecords) -> dict[str, float]:
-    """Phase -> mean seconds a step, `other` being the rest of the step; empty without `seconds_step`."""
-    timed = [row for row in run.rows if row.get("seconds_step") is not None]
+    """Phase -> mean seconds a step, `other` being the rest of the step; empty without `seconds_step`.
+
+    Step 0, the validation before training, is no training step and left out.
+    """
+    timed = [row for row in run.rows if row["step"] > 0 and row.get("seconds_step") is not None]
     if not timed:
         return {}
     seconds = {p: sum(row.get(f"seconds_{p}") or 0.0 for row in timed) / len(timed) for p in PHASES}
@@ -200,7 +203,7 @@ def draw_phases(axes: Axes, runs: Sequence[RunRecords]) -> None:
 
 def chart_svg(chart: Chart, runs: Sequence[RunRecords]) -> str:
     """`<svg>` for inlining in HTML: no title, no reference outside itself, colours as CSS variables (`THEME`)."""
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": f"pyrl-{chart.key}"}):
+    with mpl.rc_context(_STYLE | {"font.size": 11, "svg.hashsalt": f"pyrl-{chart.key}"}):
         figure = Figure(figsize=(4.7, 2.9), layout="constrained")
         draw_chart(figure.subplots(), chart, runs)
         return _svg(figure, f"{chart.title}, {chart.unit}, over rollout steps")
@@ -279,7 +282,7 @@ def _svg(figure: Figure, label: str) -> str:
     view_box = re.search(r'viewBox="[^"]*"', text)
     assert view_box is not None, "matplotlib writes a viewBox"
     text = f'<svg {view_box[0]} role="img" aria-label="{label}">' + text[text.index(">") + 1 :]
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # numbered from 1 in every drawing: not unique in a page
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # numbered from 1 in every drawing: not unique in a page
     text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
     text = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 var(--font)", text)
     text = re.sub(r' d="[^"]*"', _round_path, text)

@@ -10,8 +10,8 @@ from pyrl.config import ConfigError
 class PromptCursor:
     """Walks over the prompts epoch after epoch; where it stands is one number, `consumed`.
 
-    The order of an epoch depends on (seed, epoch) alone: prompts sorted by a hash of (seed, epoch, index). It is the same
-    for every layout and library version, and any position can be reached directly.
+    The order of an epoch depends on (seed, epoch) alone: prompts sorted by a hash of (seed, epoch, index). It is the
+    same for every layout and library version, and any position can be reached directly.
     """
 
     def __init__(self, num_prompts: int, *, seed: int, shuffle: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence as Items
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -35,11 +35,11 @@ def split_mini_batches(groups: Items[T], updates: int) -> list[list[T]]:
     if not 1 <= updates <= len(groups):
         raise ValueError(f"updates: wanted 1 to {len(groups)} (one for each group at most), got {updates}")
     cuts = [len(groups) * i // updates for i in range(updates + 1)]
-    return [list(groups[start:end]) for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [list(groups[start:end]) for start, end in pairwise(cuts)]
 
 
 def plan_micro_batches(lengths: Items[int], *, dp: int, max_tokens: int) -> list[list[list[int]]]:
-    """Spread sequences over data-parallel ranks and micro-batches: `plan[rank][micro]` lists sequence indices, ascending.
+    """Spread sequences over data-parallel ranks and micro-batches: `plan[rank][micro]` lists indices, ascending.
 
     - Every rank gets the same number of micro-batches, at least one.
     - A micro-batch holds at most `max_tokens` tokens, or one sequence that is longer than that.
@@ -170,7 +170,7 @@ def _check(sequences: Items[Sequence]) -> None:
             raise ValueError(f"sample_index {s.sample_index} twice in one batch: token uids would not be unique")
         if s.rollout_logprobs is not None and len(s.rollout_logprobs) != len(s.response_ids):
             raise ValueError(
-                f"sample {s.sample_index}: {len(s.rollout_logprobs)} rollout_logprobs for {len(s.response_ids)} response "
-                "tokens"
+                f"sample {s.sample_index}: {len(s.rollout_logprobs)} rollout_logprobs for {len(s.response_ids)} "
+                "response tokens"
             )
         seen.add(s.sample_index)

@@ -1,6 +1,6 @@
 """Prompt files: parquet or JSONL, one question a row, in the schema that verifiable-reward RL shares.
 
-    data_source (str), prompt (list of {role, content}), reward_model {ground_truth (str), ...}, extra_info {index, ...}
+data_source (str), prompt (list of {role, content}), reward_model {ground_truth (str), ...}, extra_info {index, ...}
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ class PromptSet:
     """Questions dropped because they exceed `data.max_prompt_tokens`."""
 
 
-def load_prompts(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, validation: bool = False
-) -> list[Prompt]:
+def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, validation: bool = False) -> list[Prompt]:
     """The questions of `data.path`, or of `data.validation_path`, templated and tokenized; what was left out is logged.
 
     Raises ConfigError as `load_prompt_set` does, and when `validation` is asked for and no path is set.
@@ -79,8 +77,8 @@ def load_prompt_set(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, p
     """Read, check, deduplicate, template and tokenize.
 
     A question's id is `<data_source>/<extra_info.index>`, or `<data_source>/row<number>` without an index. Raises
-    ConfigError naming file, row and field: no file, a format that is not known, a corrupt row, one id with two contents,
-    a prompt over `data.max_prompt_tokens` (with `overlong_prompts: error`), or nothing left.
+    ConfigError naming file, row and field: no file, a format that is not known, a corrupt row, one id with two
+    contents, a prompt over `data.max_prompt_tokens` (with `overlong_prompts: error`), or nothing left.
     """
     rows, total = _distinct(_read_rows(path))
     token_ids = encode([row.messages for row in rows], config.template, tokenizer)

@@ -15,8 +15,8 @@ R1_ZERO = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
     "first thinks about the reasoning process in the mind and then provides the user with the answer. The reasoning "
     "process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, i.e., <think> "
-    "reasoning process here </think> <answer> answer here </answer>. User: {question}. Assistant: Let me solve this step "
-    "by step.\n<think>"
+    "reasoning process here </think> <answer> answer here </answer>. User: {question}. Assistant: Let me solve this "
+    "step by step.\n<think>"
 )
 """DeepSeek-R1-Zero's template (arXiv 2501.12948, table 1) with the opening that the Entropy Mechanism's runs add."""
 

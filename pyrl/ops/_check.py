@@ -20,7 +20,11 @@ def wrong(name: str, got: object, wanted: str) -> ValueError:
 
 
 def tensor(
-    name: str, value: object, dtypes: Sequence[torch.dtype], shape: Sequence[int | str], device: torch.device | None = None
+    name: str,
+    value: object,
+    dtypes: Sequence[torch.dtype],
+    shape: Sequence[int | str],
+    device: torch.device | None = None,
 ) -> torch.Tensor:
     """`value` itself, if it is a tensor of one of `dtypes` and of `shape`, whose string entries are free dimensions.
 

@@ -21,8 +21,8 @@ def token_covariance(
     """(logprob - mean logprob) (advantage - mean advantage) of each token (arXiv 2505.22617, eq. 10).
 
     The means run over the tokens of all ranks of `group` where `mask` is true and both numbers are finite. Their sums
-    are exact integers (one integer all-reduce of 520 bytes), so neither the partition into ranks nor the order of tokens
-    changes a bit.
+    are exact integers (one integer all-reduce of 520 bytes), so neither the partition into ranks nor the order of
+    tokens changes a bit.
 
     Args:
         logprobs, advantages: fp32 [T]; T may differ between ranks and be 0.

@@ -36,9 +36,9 @@ def select_top(
     """The k tokens of largest covariance over `group` (KL-Cov, arXiv 2505.22617, eq. 13).
 
     k = min(candidates, max(1, floor(ratio n))): n counts `mask` over the group, candidates are those of them whose
-    covariance is finite. `ratio n` is exact: the ratio is taken as the shortest decimal that names the float, so 0.29 of
-    100 is 29 although the float 0.29 lies below it. Ratio 0 or n = 0 selects nothing. Equal covariances (-0 equals 0)
-    go by the mix of (seed, uid).
+    covariance is finite. `ratio n` is exact: the ratio is taken as the shortest decimal that names the float, so 0.29
+    of 100 is 29 although the float 0.29 lies below it. Ratio 0 or n = 0 selects nothing. Equal covariances (-0 equals
+    0) go by the mix of (seed, uid).
 
     Args:
         cov: fp32 [T]; T may differ between ranks and be 0.
@@ -77,11 +77,11 @@ def select_band(
     """k tokens drawn uniformly over `group` among those with lower < cov < upper and `eligible` (Clip-Cov, arXiv
     2505.22617, eq. 11).
 
-    k, arguments, result and errors as in `select_top`; n counts `mask`, in the band or not. The draw takes the k smallest
-    mixes of (seed, uid).
+    k, arguments, result and errors as in `select_top`; n counts `mask`, in the band or not. The draw takes the k
+    smallest mixes of (seed, uid).
 
     Args:
-        lower, upper: open band of covariance, compared in fp32; infinities are allowed.
+        lower, upper: open band of covariance; infinities are allowed.
         eligible: bool [T], or None for all.
 
     Raises:
@@ -90,16 +90,15 @@ def select_band(
     _check_arguments(cov, mask, ratio, token_uids, seed)
     if not lower < upper:
         raise ValueError(f"lower, upper: got {lower!r}, {upper!r}, wanted lower < upper")
-    candidates = mask & cov.isfinite() & (cov > lower) & (cov < upper)
+    exact = cov.double()  # a bound such as 0.1 is not rounded to fp32 before the comparison
+    candidates = mask & cov.isfinite() & (exact > lower) & (exact < upper)
     if eligible is not None:
         _check.tensor("eligible", eligible, (torch.bool,), tuple(cov.shape), cov.device)
         candidates &= eligible
     return _select(None, candidates, mask, ratio, token_uids, mix(seed, _SALT_BAND), group)
 
 
-def _check_arguments(
-    cov: torch.Tensor, mask: torch.Tensor, ratio: float, token_uids: torch.Tensor, seed: int
-) -> None:
+def _check_arguments(cov: torch.Tensor, mask: torch.Tensor, ratio: float, token_uids: torch.Tensor, seed: int) -> None:
     _check.tensor("cov", cov, (torch.float32,), ("T",))
     _check.tensor("mask", mask, (torch.bool,), tuple(cov.shape), cov.device)
     _check.tensor("token_uids", token_uids, (torch.int64,), tuple(cov.shape), cov.device)

@@ -35,7 +35,7 @@ FLOAT_DECIMALS = 6
 _PLAIN_POWER = re.compile(r"(?<![*])\*\*\s*(\(?-?[0-9]+\)?)(?!\s*(?:\*\*|[0-9.]))")
 _CARET_POWER = re.compile(r"\^(-?[0-9]{2,})")
 _NUMBER_ROW = re.compile(r"[0-9](?:\s|\\[,;: ])+[0-9]")
-_MIXED_NUMBER = re.compile(r"[0-9]+(?:\s|\\[,;: ])+[0-9]+\s*/\s*[0-9]+")
+_MIXED_NUMBER = re.compile(r"(-?[0-9]+)(?:\s|\\[,;: ])+([0-9]+)\s*/\s*([0-9]+)")
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?:(?:\s|\\[,;: ])+[0-9]{3})+(?![0-9])")
 
 
@@ -147,10 +147,10 @@ def _bracket_kind(text: str) -> str:
 
 def _equal(wanted: Any, got: Any) -> bool:
     from math_verify import verify
-    from sympy import Float, Integer
+    from sympy import Float, Integer, Rational
 
     if isinstance(wanted, Integer) and isinstance(got, Float):
-        return bool(got == wanted)  # 34.0 is 34, 33.9999999 is not
+        return bool(Rational(got) == wanted)  # 34.0 is 34, 33.9999999 is not
     return verify(wanted, got, float_rounding=FLOAT_DECIMALS, timeout_seconds=None, raise_on_error=True)
 
 
@@ -161,7 +161,11 @@ def _parse(text: str) -> Any:
     from math_verify.parser import parse_latex_cached
 
     text = strip_wrappers(text)
-    if _NUMBER_ROW.search(text) and not (_MIXED_NUMBER.fullmatch(text) or _THOUSANDS.fullmatch(text)):
+    if _THOUSANDS.fullmatch(text):
+        text = re.sub(r"[^0-9+-]", "", text)
+    elif mixed := _MIXED_NUMBER.fullmatch(text):
+        text = r"{}\frac{{{}}}{{{}}}".format(*mixed.groups())
+    if _NUMBER_ROW.search(text):
         raise UnreadableError("numbers side by side")  # math-verify would add them up: 3 31 = 34
     text = _CARET_POWER.sub(r"^{\1}", _PLAIN_POWER.sub(r"^{\1}", text))
     config = NormalizationConfig(

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from sympy import Basic
 
 MAX_CHARACTERS = 1000
-MAX_NESTING = 40
-"""Brackets of any kind, one inside the other: the LaTeX parser recurses some ten frames for each."""
+MAX_NESTING = 24
+"""Brackets of any kind, one inside the other."""
+MAX_ROUND_NESTING = 10
+"""Round and square brackets, one inside the other: the LaTeX parser looks ahead through all of them at every level."""
 MAX_DIGITS = 400
 """Of one literal."""
 MAX_NODES = 2000
@@ -38,11 +40,13 @@ def check_text(text: str) -> None:
         raise OverLimitError(f"{len(text)} characters, at most {MAX_CHARACTERS}")
     if _LONG_NUMBER.search(text):
         raise OverLimitError(f"a number of more than {MAX_DIGITS} digits")
-    depth = 0
+    depth = round_depth = 0
     for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if depth > MAX_NESTING:
-            raise OverLimitError(f"brackets nested more than {MAX_NESTING} deep")
+        opened = (character in "([{") - (character in ")]}")
+        depth += opened
+        round_depth += opened if character in "([])" else 0
+        if depth > MAX_NESTING or round_depth > MAX_ROUND_NESTING:
+            raise OverLimitError(f"brackets nested more than {MAX_NESTING} deep, or {MAX_ROUND_NESTING} round ones")
     if _EAGER.search(text) and _BIG_OPERAND.search(text):  # the parser computes these while it reads
         raise OverLimitError("a binomial, gcd or lcm of large operands")
 
@@ -110,8 +114,8 @@ def _function_digits(node: object, size: float) -> float:
         return _bounded(10.0 ** min(size, 9.0) / 2)
     if isinstance(node, sympy.MatPow) and _digits(node.exp) > 3:
         raise OverLimitError("a matrix power above 1000")
-    if isinstance(node, sympy.Sum | sympy.Product) and size > 6:
-        raise OverLimitError("a sum or product over more than 10^6 terms")
+    if isinstance(node, sympy.Sum | sympy.Product) and size > 4:
+        raise OverLimitError("a sum or product with a bound above 10^4")
     return size
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -61,7 +62,8 @@ def fine_tune(
     cursor = PromptCursor(len(demonstrations), seed=seed, shuffle=True)
     loss = float("nan")
     for step in range(1, steps + 1):
-        batch = [demonstrations[i] for i in cursor.next(batch_size)]
+        drawn = [demonstrations[i] for i in cursor.next(batch_size)]
+        batch = [replace(sequence, sample_index=i) for i, sequence in enumerate(drawn)]
         plan = plan_micro_batches([len(s) for s in batch], dp=parallel.dp_size, max_tokens=max_tokens)
         packed = [pack([batch[i] for i in m], pad_multiple=learner.pad_multiple) for m in plan[parallel.dp_rank]]
         tokens = global_token_count([p.response_mask for p in packed], parallel.dp_group)

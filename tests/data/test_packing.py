@@ -114,9 +114,7 @@ def test_pack_is_fast():
     assert min(seconds) < 5e-3  # a Python loop over the 10,000 tokens takes several times that
 
 
-plans = st.tuples(
-    st.lists(st.integers(1, 120), max_size=60), st.integers(1, 5), st.integers(1, 150)
-)
+plans = st.tuples(st.lists(st.integers(1, 120), max_size=60), st.integers(1, 5), st.integers(1, 150))
 
 
 @given(plans)

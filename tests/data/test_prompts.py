@@ -10,7 +10,7 @@ import pytest
 from pyrl.config import ConfigError, DataConfig
 from pyrl.data.prompts import load_prompt_set, load_prompts
 
-from .conftest import row, write
+from .conftest import row, word_tokenizer, write
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 
@@ -185,9 +185,9 @@ data_dir = pytest.mark.skipif("PYRL_DATA_DIR" not in os.environ, reason="PYRL_DA
 @pytest.mark.parametrize(
     ("name", "questions", "rows"), [("DAPO-Math-17k", 17398, 17398), ("aime24", 30, 960), ("math500", 500, 500)]
 )
-def test_real_data_loads(tokenizer, name, questions, rows):
+def test_real_data_loads(name, questions, rows):
     path = Path(os.environ["PYRL_DATA_DIR"]) / f"{name}.parquet"
-    found = load(path, tokenizer, max_prompt_tokens=1024, overlong_prompts="drop")
+    found = load(path, word_tokenizer(), max_prompt_tokens=512, overlong_prompts="drop")
     assert (found.rows, rows - found.duplicates) == (rows, questions)
     assert len(found.prompts) + found.overlong == questions
     assert len({p.id for p in found.prompts}) == len(found.prompts)

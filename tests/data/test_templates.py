@@ -19,9 +19,10 @@ def test_chat_without_a_chat_template_names_the_remedy():
 
 def test_r1_zero_text(tokenizer):
     assert TEMPLATES["r1_zero"](CONVERSATION, tokenizer) == (
-        "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
-        "first thinks about the reasoning process in the mind and then provides the user with the answer. The reasoning "
-        "process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, i.e., "
+        "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The "
+        "assistant first thinks about the reasoning process in the mind and then provides the user with the answer. "
+        "The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, "
+        "respectively, i.e., "
         "<think> reasoning process here </think> <answer> answer here </answer>. User: Be brief. What is {1}+1?. "
         "Assistant: Let me solve this step by step.\n<think>"
     )

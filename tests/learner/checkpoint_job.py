@@ -51,7 +51,7 @@ class Job:
         return {n: p.detach().clone() for chunk in self.model for n, p in chunk.named_parameters()}
 
     def train(self, first: int, count: int) -> None:
-        """Updates number `first`, `first` + 1, ...; the data depend on that number and on the data-parallel rank."""
+        """Updates number `first`, `first` + 1, ...; each has one batch of its own, split over data-parallel ranks."""
         for number in range(first, first + count):
             loss, norm = _update(self, number)
             self.losses.append(loss)
@@ -173,9 +173,9 @@ def _update(job: Job, number: int) -> tuple[float, float]:
 
     dp_rank = parallel_state.get_data_parallel_rank()
     generator = torch.Generator().manual_seed(1000 * number)
-    tokens = torch.randint(VOCAB, (job.layout.dp, BATCH, SEQUENCE), generator=generator)[dp_rank]
+    tokens = torch.randint(VOCAB, (BATCH, SEQUENCE), generator=generator).chunk(job.layout.dp)[dp_rank]
     mask = torch.triu(torch.ones(SEQUENCE, SEQUENCE, dtype=torch.bool), diagonal=1)[None, None]
-    positions = torch.arange(SEQUENCE).expand(BATCH, -1)
+    positions = torch.arange(SEQUENCE).expand(len(tokens), -1)
 
     def forward(_: Any, chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
         losses = chunk(tokens, positions, mask, labels=tokens.roll(-1, dims=1))
@@ -187,7 +187,7 @@ def _update(job: Job, number: int) -> tuple[float, float]:
     job.optimizer.zero_grad()
     reports = get_forward_backward_func()(
         forward_step_func=forward, data_iterator=None, model=job.model, num_microbatches=1, seq_length=SEQUENCE,
-        micro_batch_size=BATCH, forward_only=False,
+        micro_batch_size=len(tokens), forward_only=False,
     )  # fmt: skip
     _, norm, _ = job.optimizer.step()
     return float(reports[0]["loss"]) if reports else 0.0, float(norm)
