@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -68,7 +69,7 @@ def convert(
 def main() -> None:
     """Run the command line; turn bad input into one message and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    for chatty in ("httpx", "httpcore"):
+    for chatty in ("httpx", "httpcore", "megatron"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         app()
@@ -76,3 +77,7 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             errors.print(f"error: {error}", style="bold red", markup=False)
         sys.exit(2)
+    except Exception as error:
+        traceback.print_exc()
+        errors.print(f"failed on rank {os.environ.get('RANK', '0')}: {error}", style="bold red", markup=False)
+        sys.exit(1)

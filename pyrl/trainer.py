@@ -17,7 +17,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import AutoTokenizer
 
 from pyrl.config import ConfigError, RunConfig
@@ -41,8 +40,10 @@ from pyrl.types import Prompt, RolloutGroup, StepRecord
 
 log = logging.getLogger("pyrl")
 
+PROBES = 8
+"""Prompts on which engines and learner are compared after the first sync."""
 SAMPLES_PER_STEP = 4
-"""Responses written to samples.jsonl each step."""
+"""Groups whose first response is written to samples.jsonl each step."""
 
 
 def train(config: RunConfig, run_folder: Path, *, servers: ServerPool | None = None, title: str = "training") -> None:
@@ -124,10 +125,11 @@ class Run:
         if self.recorder is not None:
             self.recorder.write_config(self.config.to_yaml())
         self.engines.sync(self.learner, version=self.step)
-        self.engines.verify(self.learner, self.prompts[: self.parallel.dp_size * 4], version=self.step)
+        self.engines.verify(self.learner, self.prompts[:PROBES], version=self.step)
         if self.step == 0 and self.config.validation.every:
             record = {"step": 0, "policy_version": 0, "gradient_step": 0} | self.validator.validate(0)
             self._write(record | self.timers.collect())
+        self.timers.collect()  # what it took to start belongs to no step
 
     def advance(self) -> StepRecord:
         """One rollout step; returns its record."""
@@ -153,7 +155,8 @@ class Run:
         self._write(record, collected.groups)
         self._warn_of_unjudged(record)
         if self._due(self.config.checkpoint.every):
-            self.save()
+            with self.timers.phase("checkpoint"):  # in the next record: a checkpoint may not run ahead of its records
+                self.save()
         return record
 
     def finish(self) -> None:
@@ -183,8 +186,8 @@ class Run:
     def _resume(self) -> None:
         folder = self._checkpoint_to_resume()
         if folder is None:
-            if self.recorder is not None:
-                self.recorder.truncate_after(-1)
+            if self.recorder is not None and self.recorder.last_step is not None:
+                self._start_over(self.recorder)
             return
         state = load_checkpoint(folder, model=self.learner.model, optimizer=self.learner.optimizer)
         changed = changed_fields(state["config"], self.config.model_dump(mode="json"))
@@ -198,6 +201,15 @@ class Run:
         if self.recorder is not None:
             self.recorder.truncate_after(self.step)
         log.info("resumed from %s after step %d", folder, self.step)
+
+    def _start_over(self, recorder: RunRecorder) -> None:
+        """A run that ended before its first checkpoint begins anew; records that `resume: never` gives up stay."""
+        if self.config.checkpoint.resume == "never":
+            raise ConfigError(
+                f"run folder {self.folder} holds the records of another run and checkpoint.resume is never: "
+                "give another --run-folder, or remove it"
+            )
+        recorder.truncate_after(-1)
 
     def _checkpoint_to_resume(self) -> Path | None:
         resume = self.config.checkpoint.resume
@@ -215,8 +227,8 @@ class Run:
         if self.recorder is None:
             return
         self.recorder.write(record)
-        chosen = [(g, i) for g in (groups or [])[:SAMPLES_PER_STEP] for i in range(1)]
-        self.recorder.write_samples(sample_row(record["step"], g, i, self.tokenizer.decode) for g, i in chosen)
+        shown = (groups or [])[:SAMPLES_PER_STEP]
+        self.recorder.write_samples(sample_row(record["step"], group, 0, self.tokenizer.decode) for group in shown)
 
     def _warn_of_unjudged(self, record: StepRecord) -> None:
         total = record["verdicts_right"] + record["verdicts_wrong"] + record["verdicts_unjudged"]
@@ -253,8 +265,3 @@ def load_tokenizer(folder: Path):
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"model.path {folder}: the tokenizer has no eos_token, so a response could never end")
     return tokenizer
-
-
-def set_threads(count: int) -> None:
-    """Threads of the learner's CPU kernels."""
-    torch.set_num_threads(count)

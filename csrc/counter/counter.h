@@ -1,7 +1,8 @@
 // Counter-based randomness: what is drawn for a token depends on (seed, token uid) alone, never on rank or order.
 //
 //   mix64(x)      SplitMix64's output function (Steele, Lea, Flood 2014, with Stafford's variant 13 constants)
-//   mix(seed, u)  mix64(mix64(u + golden) ^ mix64(seed + golden)), arithmetic modulo 2^64
+//   mix(seed, u)  mix64(mix64(u + golden) ^ mix64(seed + other)), arithmetic modulo 2^64; with one constant for both it
+//                 would be symmetric, and seed 1 would give uid 2 what seed 2 gives uid 1
 //
 // For a fixed seed, mix is a bijection of u: distinct uids never tie. pyrl/ops/counter.py is the same in Python and
 // derives the seed of a purpose from (run seed, step, mini-batch, purpose).
@@ -14,6 +15,7 @@
 namespace pyrl {
 
 inline constexpr uint64_t kGolden = 0x9E3779B97F4A7C15ull;  // 2^64 / golden ratio, odd
+inline constexpr uint64_t kOther = 0xD1B54A32D192ED03ull;   // odd, far from golden
 
 constexpr uint64_t mix64(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
@@ -22,7 +24,7 @@ constexpr uint64_t mix64(uint64_t x) {
 }
 
 constexpr uint64_t mix(uint64_t seed, uint64_t uid) {
-  return mix64(mix64(uid + kGolden) ^ mix64(seed + kGolden));
+  return mix64(mix64(uid + kGolden) ^ mix64(seed + kOther));
 }
 
 // uids int64 [T] -> int64 [T], the bits of mix(seed, uid).

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
+#include <string>
 
 #include <torch/csrc/stable/ops.h>
 
@@ -25,14 +27,23 @@ struct Kernels {
   rows::BackwardFunction backward;
 };
 
-const Kernels& kernels() {
+Kernels choose_kernels() {
+  const char* asked = std::getenv("PYRL_CPU_KERNELS");
+  const std::string name = asked == nullptr ? "" : asked;
+  STD_TORCH_CHECK(
+      name.empty() || name == "generic", "PYRL_CPU_KERNELS is '", name, "': unset it, or set it to generic");
 #ifdef PYRL_HAVE_AVX2
-  static const Kernels chosen = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-      ? Kernels{rows::avx2::stats, rows::avx2::backward}
-      : Kernels{rows::generic::stats, rows::generic::backward};
-#else
-  static const Kernels chosen{rows::generic::stats, rows::generic::backward};
+  if (name.empty() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    return {rows::avx2::stats, rows::avx2::backward};
+  }
 #endif
+  return {rows::generic::stats, rows::generic::backward};
+}
+
+// The fastest for this processor. PYRL_CPU_KERNELS=generic asks for those of every processor of the architecture: for
+// tests, and for the same bits on machines that differ.
+const Kernels& kernels() {
+  static const Kernels chosen = choose_kernels();
   return chosen;
 }
 
@@ -120,8 +131,9 @@ void run_backward(
       static_cast<const double*>(lse.const_data_ptr()),
       out.mutable_data_ptr(),
       out.stride(0)};
+  const rows::BackwardFunction backward = kernels().backward;  // may throw, so not among the threads
   torch::stable::parallel_for(0, tokens, rows_per_task(problem.width), [&](int64_t begin, int64_t end) {
-    kernels().backward(problem, gradient, begin, end);
+    backward(problem, gradient, begin, end);
   });
 }
 
@@ -199,8 +211,9 @@ Tensor logprob_entropy_stats_cpu(
   const int64_t tokens = logits.size(0);
   Tensor stats = torch::stable::new_empty(logits, {tokens, 4}, statistics_dtype(logits));
   void* out = stats.mutable_data_ptr();
+  const rows::StatsFunction stats_rows = kernels().stats;  // may throw, so not among the threads
   torch::stable::parallel_for(0, tokens, rows_per_task(problem.width), [&](int64_t begin, int64_t end) {
-    kernels().stats(problem, out, begin, end);
+    stats_rows(problem, out, begin, end);
   });
   return stats;
 }

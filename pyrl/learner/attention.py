@@ -64,10 +64,11 @@ class SDPAttention(PackedAttention):
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: PackedInputs) -> torch.Tensor:
         repeats = q.shape[1] // k.shape[1]
         sizes = [rows * columns for rows, columns in packed.rectangles]
-        parts = [_ToRectangles.apply(t, packed).split(sizes) for t in (q, k, v)]
+        cells = [_ToRectangles.apply(t, packed) for t in (q, k, v)]
+        parts = [t.split(sizes) for t in cells] if len(sizes) > 1 else [(t,) for t in cells]
         outputs = []
-        for size, *cells in zip(packed.rectangles, *parts, strict=True):
-            qkv = [t.unflatten(0, size).transpose(1, 2) for t in cells]
+        for size, *rectangle in zip(packed.rectangles, *parts, strict=True):
+            qkv = [t.unflatten(0, size).transpose(1, 2) for t in rectangle]
             attended = scaled_dot_product_attention(*qkv, is_causal=True, scale=self.scale, enable_gqa=repeats > 1)
             outputs.append(attended.transpose(1, 2).flatten(0, 1))
         return _FromRectangles.apply(torch.cat(outputs) if len(outputs) > 1 else outputs[0], packed)

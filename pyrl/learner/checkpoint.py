@@ -95,21 +95,17 @@ def save_checkpoint(
         raise CheckpointError(f"step {step} must be at least 0 and keep_last {keep_last} at least 1")
     encoded_state = store.encode_trainer_state(trainer_state)
     sharded, common = _state_to_save(model, optimizer)
-    writing = root / "(no folder yet)"
+    writing: Path | None = None
     try:
         writing = _everywhere(lambda: store.begin(root, step) if _rank() == 0 else None)[0]
         _write_shards(sharded, writing)
         records = _everywhere(lambda: _write_common(writing, common, encoded_state))
         files = {name: record for of_rank in records for name, record in of_rank.items()}
         manifest = store.Manifest(step, _layout(optimizer), files)
-        published = _everywhere(
-            lambda: store.publish(writing, root, manifest, keep_last) if _rank() == 0 else None,
-        )
-    except CheckpointError as error:
+        published = _everywhere(lambda: store.publish(writing, root, manifest, keep_last) if _rank() == 0 else None)
+    except CheckpointError as error:  # on every rank; all wait for the removal, since the first to leave ends the job
+        _everywhere(lambda: store.abandon(writing) if _rank() == 0 and writing else None)
         raise CheckpointError(_not_saved(root, step, error)) from error
-    finally:
-        if _rank() == 0 and writing.exists():
-            store.abandon(writing)
     return published[0]
 
 
@@ -124,8 +120,8 @@ def load_checkpoint(
     gets the learning rate and the other settings that were saved. The layout may differ from the one that saved; random
     generators are restored only under the same layout, since their state belongs to a rank.
 
-    Raises CheckpointError on every rank: a file missing, truncated or altered; another model; another
-    kind of optimizer.
+    Raises CheckpointError on every rank: a file missing, truncated or altered; another kind of optimizer;
+    another model (only then is the learner changed, and not to be used any more).
     """
     folder = Path(folder)
     _everywhere(lambda: _check_folder(folder, optimizer))
@@ -284,25 +280,33 @@ def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> Non
     parts = _parts(optimizer)
     states = [loaded] if len(parts) == 1 else [loaded[i] for i in range(len(parts))]
     for part, state in zip(parts, states, strict=True):
-        step = _saved_step(state)
-        parameters = state.pop("param_state", None)
-        part.load_state_dict(state)
-        if parameters is not None:
-            for _, parameter_state in _parameter_states(part):
-                parameter_state.pop("step")  # the stock copy takes every key for a tensor of the parameter's size
-            part.load_parameter_state_from_fully_reshardable(parameters)
+        if isinstance(part, DistributedOptimizer):
+            step = _load_distributed(part, state)
+        else:
+            step = _load_plain(part, state)
         for _, parameter_state in _parameter_states(part):
             parameter_state["step"] = torch.tensor(step)  # a tensor of its own
-        for group in part.optimizer.param_groups:
-            group.pop("step", None)
 
 
-def _saved_step(state: dict[str, Any]) -> float:
-    """Adam's update count: a field of the groups with the distributed optimizer, else of the state, left out when 0."""
-    inner = state.get("optimizer", state)
-    if "state" not in inner:
-        return float(inner["param_groups"][0]["step"])
-    return float(inner["state"].get("common_step", 0.0))
+def _load_distributed(part: DistributedOptimizer, state: dict[str, Any]) -> float:
+    """Returns Adam's update count, which this optimizer keeps in its parameter groups."""
+    parameters = state.pop("param_state")
+    part.load_state_dict(state)
+    for _, parameter_state in _parameter_states(part):
+        parameter_state.pop("step")  # the stock copy takes every key for a tensor of the parameter's size
+    part.load_parameter_state_from_fully_reshardable(parameters)
+    steps = [group.pop("step") for group in part.optimizer.param_groups]
+    return float(steps[0])
+
+
+def _load_plain(part: MegatronOptimizer, state: dict[str, Any]) -> float:
+    """Returns Adam's update count, which is saved beside the parameters' states, and left out when it is 0."""
+    of_parameters = state.get("optimizer", state)["state"]
+    step = float(of_parameters.pop("common_step", 0.0))
+    for parameter_state in of_parameters.values():
+        parameter_state["step"] = torch.tensor(step)
+    part.load_state_dict(state)
+    return step
 
 
 def _layout(optimizer: MegatronOptimizer) -> dict[str, Any]:
@@ -361,7 +365,7 @@ def _everywhere(work: Callable[[], T]) -> list[T]:
         result = work()
     except Exception as caught:
         error = caught
-    text = None if error is None else str(error) if isinstance(error, CheckpointError) else repr(error)
+    text = None if error is None else _describe(error)
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(outcomes, (text, result))
     failures = {rank: failure for rank, (failure, _) in enumerate(outcomes) if failure is not None}
@@ -378,7 +382,11 @@ def _first_failure(error: BaseException) -> str:
     rank, (cause, _) = next(iter(error.failures.items()))
     if not isinstance(cause, Exception):
         raise cause  # KeyboardInterrupt and SystemExit travel wrapped
-    return f"rank {rank}: {cause!r}"
+    return f"rank {rank}: {_describe(cause)}"
+
+
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
 
 
 def _not_saved(root: Path, step: int, error: CheckpointError) -> str:

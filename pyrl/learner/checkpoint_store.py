@@ -95,9 +95,10 @@ def begin(root: Path, step: int) -> Path:
 
 
 def abandon(unfinished: Path) -> None:
-    """Remove the folder of a save that failed, which also gives back its disk space."""
+    """Remove the folder of a save that failed, if it is still there, which also gives back its disk space."""
     try:
-        shutil.rmtree(unfinished)
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
     except OSError as error:  # the failure that brought us here matters more than this one
         logger.warning("%s could not be removed: %s; the next save tries again", unfinished, error)
 

@@ -1,14 +1,16 @@
 """What Megatron-Core hard-codes for CUDA, mapped to the CPU. Imported only by runs without CUDA.
 
-Megatron asks `torch.cuda` for a device, a stream and a generator, writes `device="cuda"` into tensor factories and tests
-`Tensor.type()` against `torch.cuda.*` names. `install` wraps those entry points of torch: a call that comes from a
-Megatron module gets the CPU's answer, every other caller gets torch's own function, so a stray "cuda" in our code still
-fails. Nothing is intercepted per operation: a wrapper costs something only where one of the wrapped functions is called.
+Megatron asks `torch.cuda` for a device, a stream and a generator, writes `device="cuda"` into tensor factories and
+tests `Tensor.type()` against `torch.cuda.*` names. `install` wraps those entry points of torch: a call that comes from
+a Megatron module gets the CPU's answer, every other caller gets torch's own function, so a stray "cuda" in our code
+still fails. Nothing is intercepted per operation: only calls of the wrapped functions cost something.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import platform
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -40,6 +42,7 @@ def install() -> None:
     for name, answer in _CUDA_ANSWERS.items():
         _wrap(torch.cuda, name, functools.partial(_answer_with, answer))
     _map_generators()
+    _keep_freed_memory()
 
 
 def _null(*args: Any, **kwargs: Any) -> None:
@@ -71,6 +74,19 @@ def _map_generators() -> None:
 
     random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+
+
+def _keep_freed_memory() -> None:
+    """Let malloc keep the activations that a pass frees for the next one.
+
+    By default glibc gives large blocks back to the kernel at once, and every pass pays again for the page faults.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+    libc.mallopt(mmap_threshold, 32 * 2**20)  # the largest that glibc takes
+    libc.mallopt(trim_threshold, 2**30)
 
 
 def _wrap(owner: ModuleType | type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

@@ -66,11 +66,10 @@ class Learner:
     def score(self, micro_batches: list[PackedBatch]) -> list[TokenScores]:
         """Log-probs and entropies under the current policy, without gradient, on every rank of the replica.
 
-        The number of micro-batches may differ between data-parallel ranks only under tp * pp = 1... it must not: errors
-        are settled over all ranks. Raises NonFiniteError, ValueError (a batch that is empty or not padded).
+        Data-parallel ranks may hold different numbers of micro-batches. Raises NonFiniteError, on every rank;
+        ValueError: a batch that is empty or not padded.
         """
-        watch = Watch(self.parallel, self.policy.shape.vocab_size, f"the scores after update {self.updates}")
-        scores: list[dict[str, torch.Tensor]] = []
+        watch = Watch(self.parallel, self.policy.shape.vocab_size, f"the scores after {self.updates} updates")
 
         def keep(index: int, batch: PackedBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> Any:
             watch.tokens(index, logprobs, entropy)
@@ -205,8 +204,8 @@ class Learner:
         for index, batch in enumerate(micro_batches):
             if len(batch.tokens) == 0 or len(batch.tokens) % self.pad_multiple:
                 raise ValueError(
-                    f"micro_batches[{index}] has {len(batch.tokens)} tokens, wanted a positive multiple of pad_multiple "
-                    f"{self.pad_multiple}"
+                    f"micro_batches[{index}] has {len(batch.tokens)} tokens, wanted a positive multiple of "
+                    f"pad_multiple {self.pad_multiple}"
                 )
 
     def _check_counts(self, count: int) -> None:
@@ -217,8 +216,8 @@ class Learner:
         most, fewest = bounds[0].item(), -bounds[1].item()
         if most != fewest:
             raise ValueError(
-                f"data-parallel ranks hold {fewest} to {most} micro-batches (rank {self.parallel.rank}: {count}); every "
-                "rank needs the same number"
+                f"data-parallel ranks hold {fewest} to {most} micro-batches (rank {self.parallel.rank}: {count}); "
+                "every rank needs the same number"
             )
 
 

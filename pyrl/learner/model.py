@@ -43,16 +43,20 @@ class MarkedRMSNorm(torch.nn.RMSNorm):
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=torch.cuda.current_device()
-                         if not config.use_cpu_initialization else None)
+        super().__init__(
+            hidden_size,
+            eps=eps,
+            dtype=config.params_dtype,
+            device=torch.cuda.current_device() if not config.use_cpu_initialization else None,
+        )
         self.weight.sequence_parallel = config.sequence_parallel
 
 
 def build_policy(config: ModelConfig, parallel_config: ParallelConfig, parallel: Parallel) -> Policy:
     """Build this rank's shard of the model in `config.path` and load its weights.
 
-    Raises ConfigError: a missing or unsupported model, sizes that do not divide by tp or pp, a padded vocabulary that is
-    too small or not divisible by tp, an attention that cannot run here.
+    Raises ConfigError: a missing or unsupported model, sizes that do not divide by tp or pp, a padded vocabulary that
+    is too small or not divisible by tp, an attention that cannot run here.
     """
     dtype = _DTYPES[config.dtype]
     if dtype is torch.bfloat16 and parallel.device.type != "cuda":

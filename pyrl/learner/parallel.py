@@ -64,9 +64,11 @@ class Parallel:
 def init_parallel(config: ParallelConfig) -> Parallel:
     """Join the job: gloo on CPU, nccl on CUDA, from torchrun's environment, or alone where there is none.
 
+    A default process group that exists already is used as it is.
+
     Raises ConfigError where the world size does not divide by tp * pp.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
     model_size = config.tp * config.pp
     if world_size % model_size:
         raise ConfigError(

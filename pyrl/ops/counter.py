@@ -12,6 +12,8 @@ from pyrl.ops import _check, _library  # noqa: F401  (loading the library define
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 """2^64 / golden ratio, odd."""
+_OTHER = 0xD1B54A32D192ED03
+"""Odd, far from golden: with one constant for both arguments, `mix` would be symmetric."""
 
 
 def mix64(x: int) -> int:
@@ -24,7 +26,7 @@ def mix64(x: int) -> int:
 
 def mix(seed: int, uid: int) -> int:
     """64 random bits for `uid` under `seed`, both taken modulo 2^64; for a fixed seed a bijection of uid."""
-    return mix64(mix64(uid + _GOLDEN) ^ mix64(seed + _GOLDEN))
+    return mix64(mix64(uid + _GOLDEN) ^ mix64(seed + _OTHER))
 
 
 def derive_seed(seed: int, *, step: int, mini_batch: int, purpose: str) -> int:

@@ -100,12 +100,11 @@ class _LogprobEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, labels, temperature, vocab_size, group, inplace_backward):
-        tokens, width = logits.shape
+        width = logits.shape[1]
         start = 0 if group is None else dist.get_rank(group) * width
         stats = torch.ops.pyrl.logprob_entropy_stats(logits, labels, temperature, start, vocab_size)
         if _check.group_size(group) > 1:
-            shards = stats.new_empty((dist.get_world_size(group), tokens, 4))
-            dist.all_gather_into_tensor(shards, stats, group=group)
+            shards = _all_gather(stats, group)
         else:
             shards = stats.unsqueeze(0)
         logprobs, entropy, lse, bad_row = torch.ops.pyrl.logprob_entropy_merge(shards, labels, temperature)
@@ -125,6 +124,16 @@ class _LogprobEntropy(torch.autograd.Function):
         torch.ops.pyrl.logprob_entropy_backward_(*upstream, *rest)
         torch.autograd.graph.increment_version(logits)  # so that another use of the old values is an error
         return logits.detach(), None, None, None, None, None
+
+
+def _all_gather(stats: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """[T, 4] on each rank -> [ranks, T, 4], in rank order."""
+    ranks = dist.get_world_size(group)
+    gathered = stats.new_empty((ranks * stats.shape[0], 4))
+    # torch 2.13 renamed the collective and warns about the name that 2.10 knows.
+    gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+    gather(gathered, stats, group=group)
+    return gathered.view(ranks, stats.shape[0], 4)
 
 
 def _raise_on_bad_row(row: int, shards: torch.Tensor) -> None:

@@ -101,5 +101,5 @@ def result_table(runs: dict[str, Path]) -> Table:
             "-" if start is None or end is None else f"{start:.4g} -> {end:.4g}"
             for start, end in zip(row.start, row.end, strict=True)
         ]
-        table.add_row(f"{row.label} ({row.unit})", *cells)
+        table.add_row(f"{row.label} ({row.unit})" if row.unit else row.label, *cells)
     return table

@@ -13,8 +13,16 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from pyrl.reward.tasks import DIFFERENT, EQUAL, NO_ANSWER, OVER_LIMIT, UNREADABLE_ANSWER, UNREADABLE_GROUND_TRUTH
-from pyrl.reward.tasks import Grader, RawVerdict
+from pyrl.reward.tasks import (
+    DIFFERENT,
+    EQUAL,
+    NO_ANSWER,
+    OVER_LIMIT,
+    UNREADABLE_ANSWER,
+    UNREADABLE_GROUND_TRUTH,
+    Grader,
+    RawVerdict,
+)
 
 MAX_CHARACTERS = 256
 """Longest expression that is read; it also bounds the parser's depth."""
@@ -57,7 +65,7 @@ def read_puzzle(ground_truth: str) -> Puzzle:
 
 
 def evaluate(expression: str, puzzle: Puzzle) -> tuple[Fraction, tuple[int, ...]]:
-    """The exact value and the sorted numbers used. Raises ExpressionError, and ZeroDivisionError."""
+    """The exact value and the sorted numbers used. Raises ExpressionError."""
     allowed = _DIGITS | puzzle.operators | (frozenset("() ") if puzzle.parentheses else frozenset(" "))
     if not set(expression) <= allowed:
         raise ExpressionError(f"character {min(set(expression) - allowed)!r} is not allowed")
@@ -78,6 +86,8 @@ def _evaluate_node(node: ast.expr, used: list[int]) -> Fraction:
     if operator is None:  # calls "3(5)", powers "**", floor division "//", signs
         raise ExpressionError(f"{type(node).__name__} is not allowed")
     left, right = _evaluate_node(node.left, used), _evaluate_node(node.right, used)
+    if operator == "/" and right == 0:
+        raise ExpressionError("division by zero")
     if operator == "+":
         return left + right
     if operator == "-":
@@ -98,7 +108,7 @@ def grade(response: str, ground_truth: str) -> RawVerdict:
         return "wrong", f"{OVER_LIMIT}: {len(expression)} characters, at most {MAX_CHARACTERS}", None
     try:
         value, used = evaluate(expression, puzzle)
-    except (ExpressionError, ZeroDivisionError) as error:
+    except ExpressionError as error:
         return "wrong", f"{UNREADABLE_ANSWER}: {error}", expression
     if used != puzzle.numbers:
         return "wrong", f"{DIFFERENT}: numbers", expression

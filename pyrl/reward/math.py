@@ -34,7 +34,7 @@ FLOAT_DECIMALS = 6
 
 _PLAIN_POWER = re.compile(r"(?<![*])\*\*\s*(\(?-?[0-9]+\)?)(?!\s*(?:\*\*|[0-9.]))")
 _CARET_POWER = re.compile(r"\^(-?[0-9]{2,})")
-_NUMBER_ROW = re.compile(r"[0-9](?:\s|\\[,;: ])+[0-9]")
+_NUMBER_ROW = re.compile(r"(?:^|[^0-9_])[0-9]+(?:\s|\\[,;: ])+[0-9]")
 _MIXED_NUMBER = re.compile(r"(-?[0-9]+)(?:\s|\\[,;: ])+([0-9]+)\s*/\s*([0-9]+)")
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?:(?:\s|\\[,;: ])+[0-9]{3})+(?![0-9])")
 
@@ -127,7 +127,7 @@ def grade(response: str, ground_truth: str) -> RawVerdict:
 def load_grader(variant: str) -> Grader:
     """The loader of `pyrl.reward.tasks`: imports sympy and warms the LaTeX parser up, so that no item pays for it."""
     del variant
-    for answer, truth in ((r"\frac{1}{2}", "0.5"), (r"2\sqrt{2}", r"\sqrt{8}"), (r"(x+1)^2", "x^2+2x+1"), ("[1,2)", "1")):
+    for answer, truth in ((r"\frac{1}{2}", "0.5"), (r"2\sqrt{2}", r"\sqrt{8}"), (r"(x+1)^2", "x^2"), ("[1,2)", "1")):
         grade(rf"\boxed{{{answer}}}", truth)
     return grade
 
@@ -156,7 +156,7 @@ def _equal(wanted: Any, got: Any) -> bool:
 
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> Any:
-    """The unevaluated sympy expression of the whole text. Raises UnreadableError and, for a large literal, OverLimit."""
+    """The unevaluated sympy expression of the whole text. Raises UnreadableError."""
     from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, normalize_latex
     from math_verify.parser import parse_latex_cached
 

@@ -12,6 +12,7 @@ import os
 import selectors
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,8 @@ MAX_BATCH = 64
 """Items sent to a worker at once: enough to hide the pipe's latency, few enough to keep workers evenly loaded."""
 MAX_TRIES = 2
 """Of an item whose worker died under it."""
+GATHER_SECONDS = 0.0005
+"""Pause before a batch's answers are read, so that fast graders do not wake this process once an item."""
 
 
 class RewardPool:
@@ -56,6 +59,7 @@ class RewardPool:
         self._owner = os.getpid()
         self._closed = False
         self._workers: list[GraderProcess] = []
+        self._kill = weakref.finalize(self, _kill_all, self._workers, self._owner)
         try:
             for _ in range(workers):
                 self._workers.append(GraderProcess(loader, variant))
@@ -79,7 +83,7 @@ class RewardPool:
         """Grade (response text, ground truth) pairs; verdicts come in their order.
 
         `timeout_seconds` replaces the pool's limit for this call. Blocks for at most (items / workers) x (limit +
-        start of a process). Raises GraderStartError when no worker can be started any more.
+        start of a process). Raises GraderStartError when a worker cannot be replaced; the pool is closed then.
         """
         limit = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         _check_timeout(limit)
@@ -87,17 +91,19 @@ class RewardPool:
             if self._closed:
                 raise RuntimeError(f"the reward pool for {self.task!r} is closed")
             if os.getpid() != self._owner:
-                raise RuntimeError(f"the reward pool for {self.task!r} was made by process {self._owner}: make a new one")
-            return _Round(self, items, limit).run()
+                raise RuntimeError(
+                    f"the reward pool for {self.task!r} belongs to process {self._owner}: make a new one"
+                )
+            try:
+                return _Round(self, items, limit).run()
+            except GraderStartError:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Kill the workers; the pool cannot be used afterwards. A second call does nothing."""
-        if self._closed or os.getpid() != self._owner:
-            return
         self._closed = True
-        for worker in self._workers:
-            worker.kill()
-        self._workers.clear()
+        self._kill()
 
 
 class _Round:
@@ -154,6 +160,8 @@ class _Round:
                 if worker.has_unsent:
                     selector.register(worker.write_fd, selectors.EVENT_WRITE)
             selector.select(max(0.0, min(worker.deadline for worker in busy) - time.monotonic()))
+        if any(len(worker.pending) > 1 for worker in busy):
+            time.sleep(GATHER_SECONDS)
 
     def _attend(self, worker: GraderProcess) -> None:
         if not worker.pending and worker.ready:
@@ -188,7 +196,8 @@ class _Round:
     def _overran(self, worker: GraderProcess) -> None:
         if not worker.ready:
             raise GraderStartError(
-                f"a grader process of {self.pool.task!r} was not ready after {STARTUP_SECONDS:.0f} s: is the machine overloaded?"
+                f"a grader process of {self.pool.task!r} was not ready after {STARTUP_SECONDS:.0f} s: "
+                "is the machine overloaded?"
             )
         self._finish(worker.pending.popleft(), "unjudged", f"{TIMEOUT}: more than {self.limit:g} s", None)
         self._replace(worker)
@@ -218,6 +227,14 @@ class _Round:
     def _requeue(self, worker: GraderProcess) -> None:
         self.waiting.extendleft(reversed(worker.pending))
         worker.pending.clear()
+
+
+def _kill_all(workers: list[GraderProcess], owner: int) -> None:
+    if os.getpid() != owner:  # a fork of the owner is ending, not the owner
+        return
+    for worker in workers:
+        worker.kill()
+    workers.clear()
 
 
 def _check_timeout(seconds: float) -> None:

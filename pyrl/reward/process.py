@@ -70,8 +70,8 @@ class GraderProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether the process is known to have ended."""
-        return self._process.poll() is not None
+        """Whether the process has ended; it is not reaped, so that `kill` cannot hit another that got its id."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def queue(self, indices: Sequence[int], items: Sequence[tuple[str, str]]) -> None:
         """Take a batch; `flush` sends it. Only for a worker with nothing pending."""
@@ -107,11 +107,12 @@ class GraderProcess:
         return [json.loads(line) for line in lines]
 
     def kill(self) -> str:
-        """Kill the process and what it started, reap it, close the pipes. Returns how it ended, in words."""
-        try:
+        """Kill the process and what it started, reap it, close the pipes. Returns how it ended, in words.
+
+        A second call only says so again.
+        """
+        if self._process.returncode is None:
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # already reaped
         code = self._process.wait()
         self._process.stdin.close()
         self._process.stdout.close()

@@ -8,9 +8,9 @@ from pyrl.types import RolloutGroup
 def keep_informative(groups: list[RolloutGroup]) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
     """Split into (kept, dropped), order preserved.
 
-    A group whose judged rewards are all equal (all right, all wrong, or fewer than two judged) has advantage 0 for every
-    token; completions that could not be judged have no reward and do not count. Raises ValueError for a group that was
-    not graded.
+    A group whose judged rewards are all equal (all right, all wrong, or fewer than two judged) has advantage 0 for
+    every token; completions that could not be judged have no reward and do not count. Raises ValueError for a group
+    that was not graded.
     """
     kept: list[RolloutGroup] = []
     dropped: list[RolloutGroup] = []

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pyrl.types import Completion, VersionSpan
-from pyrl.weights.shm_engine import BACKEND as SHM_BACKEND
 
 Transport = Literal["shm", "ipc", "nccl"]
 
-WEIGHT_BACKENDS: dict[str, str] = {"shm": SHM_BACKEND, "ipc": "ipc", "nccl": "nccl"}
+WEIGHT_BACKENDS: dict[str, str] = {"shm": "pyrl_shm", "ipc": "ipc", "nccl": "nccl"}
+"""Transport -> name in vLLM's registry of weight-transfer engines; `pyrl_shm` is `pyrl.weights.shm_engine.BACKEND`."""
 
 MODEL_FOLDER_VERSION = -1
 """Policy version of a server that was never synced: the weights are those of its model folder."""

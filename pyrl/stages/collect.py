@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -91,12 +92,13 @@ class Collector:
         """
         wanted = self._config.rollout.prompts_per_step
         sampling = self._config.rollout.dynamic_sampling
-        collected = Collected(groups=[])
+        collected, numbered = Collected(groups=[]), 0
         for refill in range(1 + (sampling.max_refills if sampling.enabled else 0)):
             missing = wanted - len(collected.groups)
             if missing == 0:
                 break
-            asked = [prompts[i] for i in cursor.next(missing)]
+            asked = list(enumerate((prompts[i] for i in cursor.next(missing)), start=numbered))
+            numbered += len(asked)
             groups = self.generate_and_grade(
                 asked, self._config.rollout.samples_per_prompt, step=step, policy_version=policy_version
             )
@@ -115,9 +117,15 @@ class Collector:
         return collected
 
     def generate_and_grade(
-        self, prompts: list[Prompt], samples: int, *, step: int, policy_version: int, purpose: str = "train"
+        self,
+        prompts: list[tuple[int, Prompt]],
+        samples: int,
+        *,
+        step: int,
+        policy_version: int,
+        purpose: Literal["train", "validation"] = "train",
     ) -> list[RolloutGroup]:
-        """Graded groups of `prompts` in order, failed ones left out, on every rank. Collective."""
+        """Graded groups of numbered `prompts` in order, failed ones left out, on every rank. Collective."""
         mine = share_of(prompts, self._parallel) if self._parallel.is_leader else []
         with self._timers.phase("rollout"):
             job = GenerationJob(mine, samples, step=step, policy_version=policy_version, purpose=purpose)

@@ -25,11 +25,18 @@ def gather_from_leaders(items: list[T] | None, parallel: Parallel) -> list[T]:
     """Concatenate the leaders' lists in data-parallel order, on every rank. Non-leaders pass None. Collective."""
     if parallel.world_size == 1:
         return list(items or [])
-    payload = (parallel.dp_rank, items) if parallel.is_leader else None
-    gathered: list[tuple[int, list[T]] | None] = [None] * parallel.world_size
-    dist.all_gather_object(gathered, payload, group=parallel.cpu_group)
+    gathered = gather_from_every_rank((parallel.dp_rank, items) if parallel.is_leader else None, parallel)
     parts = sorted((part for part in gathered if part is not None), key=lambda part: part[0])
     return [item for _, part in parts for item in part]
+
+
+def gather_from_every_rank(value: T, parallel: Parallel) -> list[T]:
+    """The values of all ranks, in rank order, on every rank. Collective."""
+    if parallel.world_size == 1:
+        return [value]
+    values: list[T | None] = [None] * parallel.world_size
+    dist.all_gather_object(values, value, group=parallel.cpu_group)
+    return values  # type: ignore[return-value]
 
 
 def broadcast_from_rank_zero(value: T | None, parallel: Parallel) -> T:

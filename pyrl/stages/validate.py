@@ -11,7 +11,7 @@ from pyrl.types import Prompt, StepRecord
 class Validator:
     def __init__(self, config: ValidationConfig, prompts: list[Prompt], collector: Collector, timers: Timers) -> None:
         self._config = config
-        self._prompts = prompts[: config.max_prompts]
+        self._prompts = list(enumerate(prompts[: config.max_prompts]))
         self._collector = collector
         self._timers = timers
 

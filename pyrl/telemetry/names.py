@@ -122,7 +122,7 @@ METRICS: dict[str, Metric] = {
         _seconds("validation", "Generating and grading held-out prompts."),
     ]),
     "tokens_per_second": Metric("time", "tokens/s", "`response_tokens` / `seconds_step`.", reproducible=False),
-    "memory_learner_bytes": Metric("memory", "bytes", "Peak memory of the largest learner rank: resident set on CPU, "
+    "memory_learner_bytes": Metric("memory", "bytes", "Peak memory of rank 0: resident set on CPU, "
                                    "allocated device memory on CUDA.", "integer", reproducible=False),
 }  # fmt: skip
 

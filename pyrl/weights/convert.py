@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import torch
@@ -19,9 +20,9 @@ _MAGIC = b"GGUF"
 def convert_checkpoint(source: Path | str, destination: Path | str) -> Path:
     """Write `source` as a Hugging Face folder (config.json, safetensors in fp32, tokenizer with chat template).
 
-    `source` is a GGUF file, a folder that holds exactly one, or `package:NAME`: the GGUF file inside an installed Python
-    package, which is not imported. The folder is written aside and renamed, so that `destination` is whole or absent.
-    Returns `destination`.
+    `source` is a GGUF file, a folder that holds exactly one, or `package:NAME`: the GGUF file inside an installed
+    Python package, which is not imported. The folder is written aside and renamed, so that `destination` is whole or
+    absent. Returns `destination`.
 
     Raises ConfigError: no such source, none or several GGUF files, not a GGUF file, damaged or of an architecture
     transformers does not read, no chat template, `destination` exists.
@@ -66,8 +67,8 @@ def read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (ValueError, KeyError, IndexError, OSError, RuntimeError, NotImplementedError) as error:
-        # transformers and gguf raise whatever the broken byte leads to
+    except (ValueError, TypeError, LookupError, OSError, RuntimeError, struct.error) as error:
+        # transformers and gguf raise whatever the broken byte leads to.
         raise ConfigError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
     if not tokenizer.chat_template:
         raise ConfigError(f"{file} carries no chat template: it is not an instruction-tuned model; use another file")

@@ -54,7 +54,7 @@ class HFTensors:
             raise ConfigError(
                 f"model.path {self.folder} holds no *.safetensors: convert the model first (`pyrl convert SRC DST`)"
             )
-        return {name: file for file in files for name in self._open(file).keys()}  # noqa: SIM118 (not a dict)
+        return {name: file for file in files for name in self._open(file).keys()}
 
     def _open(self, file: Path) -> safe_open:
         if file not in self._files:
@@ -135,7 +135,7 @@ def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], work: Path) -> to
     """Write shards of at most 4 GiB, with an index where there are several; return the dtype of the first tensor."""
     weight_map: dict[str, int] = {}
     total, count, dtype = 0, 0, None
-    for count, shard in enumerate(_group(tensors), start=1):  # noqa: B007
+    for count, shard in enumerate(_group(tensors), start=1):
         dtype = dtype or next(iter(shard.values())).dtype
         total += sum(t.nbytes for t in shard.values())
         weight_map |= dict.fromkeys(shard, count)

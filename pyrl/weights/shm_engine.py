@@ -1,7 +1,7 @@
 """vLLM's side of the `shm` transport: a weight-transfer engine that reads safetensors from shared memory.
 
-vLLM calls `register` in every one of its processes (entry point `pyrl_shm` of the group `vllm.general_plugins`), so this
-file imports nothing of pyrl and nothing heavy until the engine is built.
+vLLM calls `register` in every one of its processes (entry point `pyrl_shm` of the group `vllm.general_plugins`), so
+this file imports nothing of pyrl and nothing heavy until the engine is built.
 
 The CPU backend packs linear weights and drops the originals, so an update runs inside vLLM's layerwise reload, as in
 vLLM's own `ipc` engine. That reload keeps the old values of a layer that received nothing and only logs it; here a

@@ -12,6 +12,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 
@@ -54,11 +55,22 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
     def finish_weight_update(self) -> None:
         missing = sorted(self._expected - self._loaded)
         finalize_layerwise_reload(self.model, self.model_config)
+        self._repack_tied_head()
         if missing:
             raise RuntimeError(
                 f"weight update is incomplete: {len(missing)} of {len(self._expected)} parameters received nothing, "
                 f"first {missing[0]!r}; the sender must yield every tensor of the model"
             )
+
+    def _repack_tied_head(self) -> None:
+        """Pack the output layer anew where it shares the embedding's weight.
+
+        Nothing is loaded under its own name then, so the reload leaves alone the copy that the CPU backend had packed
+        of the old weight, and generation would go on with it.
+        """
+        for layer in self.model.modules():
+            if isinstance(layer, ParallelLMHead):
+                layer.quant_method.process_weights_after_loading(layer)
 
     def shutdown(self) -> None:
         """Holds no resource between calls."""

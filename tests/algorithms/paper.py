@@ -1,7 +1,7 @@
 """arXiv 2505.22617, equations 10 to 14, written out token by token in float64: what the product is compared with.
 
-A batch is four lists of equal length over all tokens: log-probs, old log-probs, advantages, mask. `logprobs` holds float64
-scalar tensors so that autograd differentiates exactly what the equations say.
+A batch is four lists of equal length over all tokens: log-probs, old log-probs, advantages, mask. `logprobs` holds
+float64 scalar tensors so that autograd differentiates exactly what the equations say.
 """
 
 import torch
@@ -12,15 +12,15 @@ def covariance(logprobs, advantages, mask):
     valid = [i for i, m in enumerate(mask) if m]
     if not valid:
         return [None] * len(mask)
-    mean_logprob = sum(float(logprobs[i]) for i in valid) / len(valid)
+    mean_logprob = sum(logprobs[i].item() for i in valid) / len(valid)
     mean_advantage = sum(advantages[i] for i in valid) / len(valid)
     return [
-        (float(logprobs[i]) - mean_logprob) * (advantages[i] - mean_advantage) if m else None
+        (logprobs[i].item() - mean_logprob) * (advantages[i] - mean_advantage) if m else None
         for i, m in enumerate(mask)
     ]
 
 
-def kl_cov_count(ratio, mask):
+def selected_count(ratio, mask):
     """Eq. 13: the tokens of rank <= k N, at least one; 0 is off."""
     n = sum(mask)
     return max(1, int(ratio * n)) if ratio and n else 0
@@ -32,7 +32,7 @@ def clip_cov_candidates(cov, logprobs, old, advantages, mask, *, lower, upper, l
     for i, m in enumerate(mask):
         if not m:
             continue
-        ratio = float((logprobs[i] - old[i]).exp())
+        ratio = (logprobs[i] - old[i]).exp().item()
         clipped = min(max(ratio, 1 - low), 1 + high)
         if not -clipped * advantages[i] > -ratio * advantages[i] and lower < cov[i] < upper:
             inside.add(i)
@@ -50,7 +50,7 @@ def kl_cov_loss(logprobs, old, advantages, mask, chosen, *, coef):
 
 
 def clip_cov_loss(logprobs, old, advantages, mask, chosen, *, low, high):
-    """Eq. 12 with listing 1's clip: max(-r A, -clip(r) A) for the others, 0 for the chosen; all N in the denominator."""
+    """Eq. 12 with listing 1's clip: 0 for the chosen, max(-r A, -clip(r) A) for the others; N counts all of them."""
     total = torch.zeros((), dtype=torch.float64)
     for i, m in enumerate(mask):
         if m and i not in chosen:

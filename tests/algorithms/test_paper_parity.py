@@ -1,7 +1,7 @@
 """KL-Cov and Clip-Cov, selection and loss together, against a literal float64 transcription: value and gradient.
 
-VALUE_TOLERANCE: a sum of at most 400 fp32 terms of size 1, rounded at 6e-8 each. GRADIENT_TOLERANCE: one fp32 product of
-exp(d) and A, a few roundings, relative to the largest gradient.
+VALUE_TOLERANCE: a mean of at most 240 fp32 terms of size 1, summed with a few roundings of 6e-8 of the partial sum.
+GRADIENT_TOLERANCE: one fp32 product of exp(d) and A, a few roundings, relative to the largest gradient.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,8 @@ def ours(batch: Batch, config, *, first_update=False, step=0):
 
 
 def assert_same(value, gradient, literal_loss, leaves):
-    literal_loss.backward()
+    if literal_loss.requires_grad:  # not when every token is chosen
+        literal_loss.backward()
     expected = torch.stack([torch.zeros((), dtype=torch.float64) if x.grad is None else x.grad for x in leaves])
     assert abs(value - literal_loss.item()) <= VALUE_TOLERANCE
     assert (gradient - expected).abs().max() <= GRADIENT_TOLERANCE * max(1.0, expected.abs().max())
@@ -80,7 +81,7 @@ def check_kl_cov(batch, config, *, first_update=False):
         old = [x.detach() for x in leaves]
     cov = paper.covariance(leaves, advantages, mask)
     ranked = sorted((c for c in cov if c is not None), reverse=True)
-    count = paper.kl_cov_count(config.kl_cov_ratio, mask)
+    count = paper.selected_count(config.kl_cov_ratio, mask)
     # which of several equal covariances is taken is ours to decide: the covariances taken are the k largest
     assert sorted((cov[i] for i in chosen), reverse=True) == pytest.approx(ranked[:count], abs=1e-6)
     assert_same(
@@ -99,7 +100,7 @@ def check_clip_cov(batch, config, *, first_update=False):
     cov = paper.covariance(leaves, advantages, mask)
     candidates = paper.clip_cov_candidates(cov, leaves, old, advantages, mask, **band, **bounds)
     assert chosen <= candidates
-    assert len(chosen) == min(len(candidates), paper.kl_cov_count(config.clip_cov_ratio, mask))
+    assert len(chosen) == min(len(candidates), paper.selected_count(config.clip_cov_ratio, mask))
     assert all(gradient[i] == 0 for i in chosen)
     assert_same(value, gradient, paper.clip_cov_loss(leaves, old, advantages, mask, chosen, **bounds), leaves)
     return chosen, candidates
@@ -147,7 +148,7 @@ def test_no_token_in_the_band():
 
 
 def test_a_band_edge_is_outside():
-    """Two tokens, cov exactly 1 each: (log pi, A) = (-1, -1), (-3, 1) centred gives (1)(-1) and (-1)(1); signs flipped."""
+    """(log pi, A) = (-1, 1) and (-3, -1): centred (1, 1) and (-1, -1), so both covariances are exactly 1."""
     batch = Batch(
         torch.tensor([-1.0, -3.0]), torch.tensor([-1.0, -3.0]), torch.tensor([1.0, -1.0]),
         torch.tensor([True, True]), torch.tensor([0, 2**24]),

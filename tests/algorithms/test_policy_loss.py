@@ -104,7 +104,7 @@ def test_bad_arguments_are_named():
     logprobs, old, advantages, mask = inputs()
     with pytest.raises(ValueError, match=r"old_logprobs: wanted shape \(200,\).* got \(3,\)"):
         policy_loss(logprobs, old[:3], advantages, mask, None, CONFIGS["ppo_clip"])
-    with pytest.raises(ValueError, match="mask: wanted bool, got torch.float64"):
+    with pytest.raises(ValueError, match=r"mask: wanted bool, got torch\.float64"):
         policy_loss(logprobs, old, advantages, mask.double(), None, CONFIGS["ppo_clip"])
     with pytest.raises(ValueError, match="ppo_clip selects no token"):
         policy_loss(logprobs, old, advantages, mask, mask, CONFIGS["ppo_clip"])

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyrl.config import ConfigError
@@ -11,6 +11,7 @@ PINNED = [1, 7, 2, 3, 6, 5, 0, 4]
 
 
 @given(st.integers(1, 30), st.integers(0, 2**31 - 1), st.lists(st.integers(0, 25), max_size=10))
+@settings(deadline=None)
 def test_every_epoch_is_a_permutation_however_it_is_read(num_prompts, seed, counts):
     whole = PromptCursor(num_prompts, seed=seed, shuffle=True).next(num_prompts * 4)
     for start in range(0, len(whole), num_prompts):
@@ -23,6 +24,7 @@ def test_every_epoch_is_a_permutation_however_it_is_read(num_prompts, seed, coun
 
 
 @given(st.integers(1, 20), st.integers(0, 70), st.integers(0, 30))
+@settings(deadline=None)
 def test_a_saved_cursor_goes_on_where_it_stood(num_prompts, consumed, count):
     cursor = PromptCursor(num_prompts, seed=5, shuffle=True)
     cursor.next(consumed)

@@ -45,6 +45,7 @@ def literal(sequences, pad_multiple):
 
 
 @given(sequence_lists(), st.integers(1, 7))
+@settings(deadline=None)
 def test_pack_equals_its_definition_token_by_token(sequences, pad_multiple):
     batch = pack(sequences, pad_multiple=pad_multiple)
     (tokens, labels, positions, mask, advantages, uids, logprobs), padding = literal(sequences, pad_multiple)
@@ -118,7 +119,7 @@ plans = st.tuples(st.lists(st.integers(1, 120), max_size=60), st.integers(1, 5),
 
 
 @given(plans)
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_plan_is_a_partition_within_budget_with_equal_counts(case):
     lengths, dp, budget = case
     plan = plan_micro_batches(lengths, dp=dp, max_tokens=budget)
@@ -132,7 +133,7 @@ def test_plan_is_a_partition_within_budget_with_equal_counts(case):
 
 
 @given(plans)
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_plan_balances_and_leaves_few_micro_batches_empty(case):
     lengths, dp, budget = case
     plan = plan_micro_batches(lengths, dp=dp, max_tokens=budget)
@@ -147,6 +148,7 @@ def test_plan_balances_and_leaves_few_micro_batches_empty(case):
 
 
 @given(plans)
+@settings(deadline=None)
 def test_plan_wastes_at_most_half_of_the_budget(case):
     """Two micro-batches that together fit the budget would have been one, but for rounding up to equal counts."""
     lengths, dp, budget = case
@@ -168,6 +170,7 @@ def test_plan_refuses(arguments):
 
 
 @given(st.lists(st.integers(), min_size=1, max_size=40), st.data())
+@settings(deadline=None)
 def test_mini_batches_are_contiguous_and_even(groups, data):
     updates = data.draw(st.integers(1, len(groups)))
     parts = split_mini_batches(groups, updates)

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -150,7 +149,9 @@ def _build(layout: Layout) -> Job:
     model.to(dtype)  # the norms' weights too, which Megatron leaves in fp32
     wrapped = DistributedDataParallel(
         config,
-        DistributedDataParallelConfig(use_distributed_optimizer=layout.distributed_optimizer, overlap_grad_reduce=False),
+        DistributedDataParallelConfig(
+            use_distributed_optimizer=layout.distributed_optimizer, overlap_grad_reduce=False
+        ),
         model,
     )
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:

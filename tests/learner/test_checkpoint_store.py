@@ -88,7 +88,9 @@ def test_truncated_file_is_named(tmp_path: Path, name: str) -> None:
     folder = save(tmp_path, 2)
     size = (folder / name).stat().st_size
     os.truncate(folder / name, size - 1)
-    with pytest.raises(CheckpointError, match=rf"{name} has {size - 1} bytes, the manifest says {size}.*no earlier one"):
+    with pytest.raises(
+        CheckpointError, match=rf"{name} has {size - 1} bytes, the manifest says {size}.*no earlier one"
+    ):
         store.verify(folder, store.read_manifest(folder), names=[])
 
 
@@ -102,7 +104,9 @@ def test_altered_file_is_named(tmp_path: Path) -> None:
         store.verify(folder, store.read_manifest(folder))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": 1, "step": 2, "layout": {}, "files": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format_version": 1, "step": 2, "layout": {}, "files": {"a": 1}}']
+)
 def test_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
     folder = save(tmp_path, 2)
     (folder / store.MANIFEST).write_text(content)

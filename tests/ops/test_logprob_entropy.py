@@ -6,7 +6,11 @@ tail); 1000 (one tile, a tail); 32000 (many tiles, whole blocks); 151936 (a real
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -21,10 +25,18 @@ SHAPES = [(0, 17), (1, 1), (7, 1), (257, 17), (257, 1000), (7, 32000), (1, 15193
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 # What a result may add to twice the error of the same computation in PyTorch, relative to the largest value of the
-# reference (at least 1): the rounding of the outputs, which are fp32 (fp64), and of 4 statistics before them.
-STATISTICS_ROUNDING = {torch.float64: 8 * 2.0**-53, **dict.fromkeys(DTYPES[:3], 8 * 2.0**-24)}
-# A gradient is rounded once to the dtype of the logits: half a unit in the last place.
-GRADIENT_ROUNDING = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float64: 2.0**-50}
+# reference (at least 1). fp32 statistics: the rounding of the outputs and of four numbers before them. A gradient is
+# rounded once to the dtype of the logits, half a unit in the last place. fp64: the reference is the same computation,
+# so both errors are allowed for here: 100 units of 2^-53 of the largest logit, since the rounding of lse, which is as
+# large, enters an exponential.
+FP64_ROUNDING = 100 * 2.0**-53
+STATISTICS_ROUNDING = {torch.float64: FP64_ROUNDING, **dict.fromkeys(DTYPES[:3], 8 * 2.0**-24)}
+GRADIENT_ROUNDING = {
+    torch.float32: 2.0**-22,
+    torch.bfloat16: 2.0**-9,
+    torch.float16: 2.0**-12,
+    torch.float64: FP64_ROUNDING,
+}
 
 
 def make_case(tokens, vocab, dtype, *, scale=3.0, seed=0):
@@ -56,7 +68,8 @@ def assert_as_exact_as_torch(logits, labels, upstream, **kwargs):
         finite = want.isfinite()
         error = (got - want)[finite].abs()
         allowed = 2 * (same - want)[finite].abs().nan_to_num(0).max() if finite.any() else 0
-        largest = max(1.0, want[finite].abs().max().item()) if finite.any() else 1.0
+        values = logits[logits.isfinite()] if dtype == torch.float64 else want[finite]
+        largest = max(1.0, values.abs().max().item()) if values.numel() else 1.0
         assert (error <= allowed + rounding * largest).all(), (name, error.max().item(), float(allowed))
 
 
@@ -174,13 +187,13 @@ def test_one_dominant_logit():
     assert gradient[1, 7] == -1 and gradient[1, 8] == 1 and gradient[1].abs().sum() == 2
 
 
-def test_gradient_at_the_label_near_probability_one():
-    """1 - p = 2e-9 is lost if p is rounded to fp32 first."""
-    logits = torch.tensor([[20.0, 0.0]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gradient_at_the_label_near_probability_one(dtype):
+    """p = 0.99966 is 1 in bf16 and fp16: 1 - p is lost if p is rounded to the dtype of the logits first."""
+    logits = torch.tensor([[8.0, 0.0]], dtype=dtype)
     gradient = run(ops.logprob_entropy, logits, torch.tensor([0]), torch.tensor([[1.0], [0.0]]))[2]
-    want = 1 / (1 + math.exp(20.0))
-    assert gradient[0, 0].item() == pytest.approx(want, rel=1e-6)
-    assert gradient[0, 1].item() == pytest.approx(-want, rel=1e-6)
+    want = 1 / (1 + math.exp(8.0))
+    assert gradient[0].tolist() == pytest.approx([want, -want], rel=max(torch.finfo(dtype).eps, 4e-4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -219,13 +232,10 @@ def test_a_row_that_has_no_softmax_is_named(kind, vocab):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_gradcheck(temperature):
     logits, labels, _ = make_case(4, 37, torch.float64)
+    labels = labels.clamp(max=32)
     labels[1] = -100
-    labels[2] = 3
-    logits.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x: ops.logprob_entropy(x, labels, temperature=temperature, vocab_size=33), (logits,)
-    ) if labels.max() < 33 else torch.autograd.gradcheck(
-        lambda x: ops.logprob_entropy(x, labels, temperature=temperature), (logits,)
+        lambda x: ops.logprob_entropy(x, labels, temperature=temperature, vocab_size=33), (logits.requires_grad_(),)
     )
 
 
@@ -258,6 +268,33 @@ def test_two_runs_give_the_same_bits_whatever_the_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def print_statistics():
+    """In a process of its own: the kernels are chosen once."""
+    for dtype in DTYPES:
+        print([t.tolist() for t in run(ops.logprob_entropy, *make_case(7, 1500, dtype), temperature=0.7)])
+
+
+@pytest.mark.parametrize("kernels", ["generic", "unheard of"])
+def test_kernels_for_a_processor_without_vector_extensions(kernels):
+    code = "from tests.ops.test_logprob_entropy import print_statistics; print_statistics()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYRL_CPU_KERNELS": kernels, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if kernels == "unheard of":
+        assert done.returncode != 0 and "PYRL_CPU_KERNELS is 'unheard of'" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    for dtype, line in zip(DTYPES, done.stdout.splitlines(), strict=True):
+        here = run(ops.logprob_entropy, *make_case(7, 1500, dtype), temperature=0.7)
+        tolerances = 20 * STATISTICS_ROUNDING[dtype], 20 * STATISTICS_ROUNDING[dtype], 4 * GRADIENT_ROUNDING[dtype]
+        for got, want, tolerance in zip(json.loads(line), here, tolerances, strict=True):
+            assert torch.allclose(torch.tensor(got, dtype=torch.float64), want, rtol=tolerance, atol=tolerance)
+
+
 @given(
     hnp.arrays("float32", (3, 41), elements=st.floats(-1e4, 1e4, width=32)),
     st.lists(st.integers(0, 40), min_size=3, max_size=3),
@@ -288,7 +325,9 @@ def test_all_fp16_and_bf16_values_convert_exactly():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_the_gradient_is_rounded_to_nearest_even(dtype):
     """Two equal logits: the gradient of a log-prob is +-g/2, over the whole range of the type, subnormals included."""
-    upstream = torch.cat([torch.logspace(-9, 5.5, 4001), torch.tensor([2.0**-24, 3 * 2.0**-25, 131006.0, 131042.0, 2e5])])
+    upstream = torch.cat(
+        [torch.logspace(-9, 5.5, 4001), torch.tensor([2.0**-24, 3 * 2.0**-25, 131006.0, 131042.0, 2e5])]
+    )
     logits = torch.zeros(len(upstream), 2, dtype=dtype, requires_grad=True)
     logprobs, _ = ops.logprob_entropy(logits, torch.zeros(len(upstream), dtype=torch.int64))
     (gradient,) = torch.autograd.grad(logprobs, logits, upstream)
@@ -296,7 +335,9 @@ def test_the_gradient_is_rounded_to_nearest_even(dtype):
     assert torch.allclose(gradient[:, 0].double(), wanted.double(), rtol=0, atol=0)
     # exp(-ln 2) in fp32 may be one unit off 1/2, which moves a value that lies on a rounding boundary
     off = gradient[:, 1].float() + wanted.float()
-    assert (off.nan_to_num(0).abs() <= 2 * torch.finfo(dtype).eps * wanted.float().abs().nan_to_num(posinf=0) + 6e-8).all()
+    assert (
+        off.nan_to_num(0).abs() <= 2 * torch.finfo(dtype).eps * wanted.float().abs().nan_to_num(posinf=0) + 6e-8
+    ).all()
 
 
 class TestInplaceBackward:
@@ -353,7 +394,10 @@ BAD_ARGUMENTS = {
     "temperature row": (dict(temperature=torch.tensor([1.0, 1, 0, 1])), "temperature: got 0.0 at row 2"),
     "temperature length": (dict(temperature=torch.ones(3)), r"temperature: got torch.float32 \[3\]"),
     "temperature fp64": (dict(temperature=torch.ones(4).double()), "temperature: got torch.float64"),
-    "temperature grad": (dict(temperature=torch.ones(4, requires_grad=True)), "temperature: got a tensor that requires"),
+    "temperature grad": (
+        dict(temperature=torch.ones(4, requires_grad=True)),
+        "temperature: got a tensor that requires",
+    ),
 }
 
 

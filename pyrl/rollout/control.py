@@ -1,0 +1,83 @@
+"""The control calls of one vLLM server: health, pause, weight update, version. Each has a name and a deadline."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import httpx
+
+from pyrl.rollout import vllm_adapter as vllm
+
+
+class EngineCallError(RuntimeError):
+    """A control call failed: the server refused it, answered with an error, or did not answer in time."""
+
+
+class EngineControl:
+    """Synchronous; safe to share between threads."""
+
+    def __init__(self, url: str, *, timeout: float = 60.0) -> None:
+        """`timeout`: deadline of one call, seconds, except weight updates, which are given their own."""
+        self.url = url
+        self._timeout = timeout
+        # The server drops a connection that idled for 5 s; this side must be first. No proxy belongs between the two.
+        self._http = httpx.Client(base_url=url, trust_env=False, limits=httpx.Limits(keepalive_expiry=4.0))
+
+    def close(self) -> None:
+        self._http.close()
+
+    def healthy(self) -> bool:
+        """Whether the server answers and its engine lives."""
+        try:
+            return self._http.get(vllm.HEALTH, timeout=5.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def weight_version(self) -> int:
+        """Policy version of the weights the engine holds; `MODEL_FOLDER_VERSION` before the first update."""
+        return vllm.parse_version(self._call("GET", vllm.WEIGHT_INFO)["weight_version"])
+
+    def pause(self, mode: Literal["wait", "keep", "abort"] = "wait") -> None:
+        """Stop scheduling. `wait` returns when requests in flight are done, `keep` freezes them."""
+        self._call("POST", vllm.PAUSE, params={"mode": mode})
+
+    def resume(self) -> None:
+        self._call("POST", vllm.RESUME)
+
+    def init_transfer(self, init_info: dict[str, Any]) -> None:
+        self._call("POST", vllm.INIT_TRANSFER, json={"init_info": init_info})
+
+    def start_update(self) -> None:
+        self._call("POST", vllm.START_UPDATE)
+
+    def update(self, update_info: dict[str, Any] | list[dict[str, Any]], *, timeout: float | None = None) -> None:
+        self._call("POST", vllm.UPDATE, json={"update_info": update_info}, timeout=timeout)
+
+    def finish_update(self, version: int, *, timeout: float | None = None) -> None:
+        self._call("POST", vllm.FINISH_UPDATE, json={"weight_version": str(version)}, timeout=timeout)
+
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of every parameter as the engine holds it, by vLLM's own (worker and parameter) name."""
+        return self._call("POST", vllm.WEIGHT_CHECKER, json={"action": "checksum"})["checksums"]
+
+    def world_size(self) -> int:
+        """Workers of the server: tp x pp x dp."""
+        return self._call("GET", vllm.WORLD_SIZE)["world_size"]
+
+    def _call(self, method: str, path: str, *, timeout: float | None = None, **request: Any) -> dict[str, Any]:
+        deadline = timeout or self._timeout
+        try:
+            response = self._http.request(method, path, timeout=deadline, **request)
+        except httpx.TimeoutException as error:
+            raise EngineCallError(
+                f"{path}: waited {deadline:g} s for the vLLM server {self.url}, which did not answer; see its log"
+            ) from error
+        except httpx.TransportError as error:
+            what = str(error) or type(error).__name__
+            raise EngineCallError(f"{path}: no vLLM server answers at {self.url} ({what})") from error
+        if response.status_code != 200:
+            hint = ""
+            if response.status_code == 404:
+                hint = "; start the server with VLLM_SERVER_DEV_MODE=1 and --enable-scale-out"
+            raise EngineCallError(f"{path}: {self.url} answered {response.status_code}: {response.text[:500]}{hint}")
+        return response.json()

@@ -1,0 +1,370 @@
+"""vLLM servers: start, watch, restart, stop.
+
+Every server runs under `guard.py`, which ends it and all its children when this process ends, however it ends. One
+thread of the pool watches all servers:
+
+    starting --healthy--> ready --process ends or engine dies--> starting (again) ... --too often--> failed
+
+A restarted server holds the weights of its model folder. `on_restart` is called with its URL before it counts as ready,
+so that it can be given the current weights; where that needs the whole trainer (ipc, nccl), leave it unset: the server
+is then listed in `unsynced` until `mark_synced`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+
+from pyrl.config import RunConfig
+from pyrl.rollout import guard
+from pyrl.rollout.control import EngineControl
+from pyrl.rollout.vllm_adapter import WEIGHT_BACKENDS, ServerSettings, server_command, server_environment
+
+log = logging.getLogger("pyrl")
+
+WATCH_SECONDS = 0.2
+STOP_GRACE_SECONDS = 5.0
+UNHEALTHY_SECONDS = 10.0
+"""An engine that reports itself dead for this long is ended and restarted."""
+MAX_RESTARTS, RESTART_WINDOW_SECONDS = 3, 600.0
+PORT_ATTEMPTS = 3
+SHOWN_LOG_LINES = 25
+
+
+class ServerError(RuntimeError):
+    """A vLLM server could not be started or kept alive. The text ends with its last log lines."""
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass(slots=True)
+class VLLMServer:
+    """One server process. Driven by its pool's watcher thread."""
+
+    name: str
+    command: Callable[[int], list[str]]
+    """Port -> argument vector."""
+    environment: dict[str, str]
+    log_path: Path
+    shared_folder: Path
+    startup_timeout: float
+    state: Literal["starting", "ready", "failed"] = "starting"
+    error: str = ""
+    """Why it failed."""
+    port: int = 0
+    restarts: list[float] = field(default_factory=list)
+    """Times of the restarts, monotonic clock."""
+    _process: subprocess.Popen | None = None
+    _control: EngineControl | None = None
+    _launched: float = 0.0
+    _launches: int = 0
+    _log_start: int = 0
+    _unhealthy_since: float | None = None
+    _next_health_check: float = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Of the guard; the server and its children are below it."""
+        return self._process.pid if self._process else 0
+
+    def launch(self, *, new_port: bool) -> None:
+        """Start the process; returns at once."""
+        if new_port:
+            self.port = free_port()
+        if self._control is not None:
+            self._control.close()
+        self._control = EngineControl(self.url)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        runner = [sys.executable, "-S", "-E", guard.__file__]
+        arguments = [str(os.getpid()), str(STOP_GRACE_SECONDS), str(self.shared_folder)]
+        with self.log_path.open("ab") as output:
+            self._log_start = output.tell()
+            self._process = subprocess.Popen(
+                runner + arguments + self.command(self.port),
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C at the terminal reaches only the trainer
+            )
+        self.state, self._launched, self._unhealthy_since = "starting", time.monotonic(), None
+        self._launches += 1
+
+    def exit_code(self) -> int | None:
+        return self._process.poll() if self._process else None
+
+    def healthy(self) -> bool:
+        return self._control.healthy()
+
+    def starting_too_long(self) -> bool:
+        return time.monotonic() - self._launched > self.startup_timeout
+
+    def port_was_taken(self) -> bool:
+        return "address already in use" in self._log_text().lower()
+
+    def engine_died(self) -> bool:
+        """Whether the API still runs while its engine has been dead for a while. Asks at most once a second."""
+        now = time.monotonic()
+        if now < self._next_health_check:
+            return False
+        self._next_health_check = now + 1.0
+        if self.healthy():
+            self._unhealthy_since = None
+            return False
+        self._unhealthy_since = self._unhealthy_since or now
+        return now - self._unhealthy_since > UNHEALTHY_SECONDS
+
+    def terminate(self) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+
+    def wait_ended(self) -> None:
+        """Wait for the guard, which ends last."""
+        if self._process:
+            try:
+                self._process.wait(STOP_GRACE_SECONDS + 5.0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._control is not None:
+            self._control.close()
+
+    def last_log_lines(self) -> str:
+        lines = self._log_text().rstrip().splitlines()[-SHOWN_LOG_LINES:]
+        return "\n".join(f"  | {line}" for line in lines)
+
+    def _log_text(self) -> str:
+        with self.log_path.open("rb") as output:
+            output.seek(self._log_start)
+            return output.read().decode(errors="replace")
+
+
+class ServerPool:
+    """The servers of one node. A context manager: they are stopped on exit."""
+
+    def __init__(self, servers: list[VLLMServer], shared_folder: Path) -> None:
+        """Use `start`. Launches `servers` and begins to watch them."""
+        self.shared_folder = shared_folder
+        """Private folder in shared memory for weight files; removed when the pool ends or this process dies."""
+        self.on_restart: Callable[[str], None] | None = None
+        self._servers = servers
+        self._unsynced: set[str] = set()
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._owner = os.getpid()
+        for server in servers:
+            server.launch(new_port=True)
+        # The guards are children of this process whatever thread starts them.
+        self._watcher = threading.Thread(target=self._watch, name="vllm-watch", daemon=True)
+        self._watcher.start()
+        atexit.register(self.stop)
+
+    @classmethod
+    def start(
+        cls, config: RunConfig, model: Path, log_folder: Path, *, device: Literal["cpu", "cuda"] | None = None
+    ) -> Self:
+        """Launch `rollout.servers_per_node` servers on `model` and return at once; `wait_ready` waits for them.
+
+        Logs go to `log_folder/server*.log`. `device` None: CUDA where torch sees it. Raises ServerError where the
+        transport's plugin is not installed.
+        """
+        rollout = config.rollout
+        settings = ServerSettings(
+            model=Path(model),
+            dtype=config.model.dtype,
+            max_model_len=config.data.max_prompt_tokens + rollout.max_response_tokens,
+            transport=rollout.transport,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            tp=rollout.tp,
+            max_num_seqs=rollout.max_num_seqs,
+            kv_cache_gib=rollout.kv_cache_gib,
+            gpu_memory_utilization=rollout.gpu_memory_utilization,
+            threads=rollout.threads,
+            deterministic=config.deterministic,
+            extra_args=rollout.extra_server_args,
+        )
+        return cls.from_settings(
+            settings, log_folder, count=rollout.servers_per_node, startup_timeout=rollout.startup_timeout_seconds
+        )
+
+    @classmethod
+    def from_settings(
+        cls, settings: ServerSettings, log_folder: Path, *, count: int = 1, startup_timeout: float = 600.0
+    ) -> Self:
+        """As `start`, from explicit settings."""
+        _check_plugin(settings)
+        shared = make_shared_folder()
+        servers = [
+            VLLMServer(
+                name=f"server-{i}" if count > 1 else "server",
+                command=lambda port: server_command(settings, port),
+                environment=server_environment(settings),
+                log_path=Path(log_folder) / (f"server-{i}.log" if count > 1 else "server.log"),
+                shared_folder=shared,
+                startup_timeout=startup_timeout,
+            )
+            for i in range(count)
+        ]
+        return cls(servers, shared)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Final once `wait_ready` has returned; a restarted server keeps its URL."""
+        return tuple(server.url for server in self._servers)
+
+    @property
+    def generation(self) -> int:
+        """Grows by one with every restart."""
+        return sum(len(server.restarts) for server in self._servers)
+
+    @property
+    def unsynced(self) -> tuple[str, ...]:
+        """URLs of servers that were restarted and hold the weights of their model folder."""
+        with self._changed:
+            return tuple(sorted(self._unsynced))
+
+    def mark_synced(self) -> None:
+        """To be called after a sync of every server."""
+        with self._changed:
+            self._unsynced.clear()
+
+    def wait_ready(self) -> tuple[str, ...]:
+        """Wait until every server is ready; returns their URLs. Raises ServerError with the last log lines."""
+        with self._changed:
+            while any(server.state != "ready" for server in self._servers):
+                self.raise_if_failed()
+                if self._stopping.is_set():
+                    raise ServerError("the servers were stopped while somebody waited for them")
+                self._changed.wait(1.0)
+        return self.urls
+
+    def raise_if_failed(self) -> None:
+        """ServerError, with the last log lines, if a server was given up."""
+        for server in self._servers:
+            if server.state == "failed":
+                raise ServerError(server.error)
+
+    def stop(self) -> None:
+        """End every server and its children. Safe to call twice."""
+        if os.getpid() != self._owner or self._stopping.is_set():
+            return
+        self._stopping.set()
+        atexit.unregister(self.stop)
+        self._watcher.join()
+        for server in self._servers:
+            server.terminate()
+        for server in self._servers:
+            server.wait_ended()
+        shutil.rmtree(self.shared_folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(WATCH_SECONDS):
+            for server in self._servers:
+                before = server.state
+                try:
+                    self._look_at(server)
+                except Exception as error:
+                    log.exception("watching %s failed", server.name)
+                    server.state, server.error = "failed", f"watching {server.name} failed: {error!r}"
+                if server.state != before:
+                    with self._changed:
+                        self._changed.notify_all()
+
+    def _look_at(self, server: VLLMServer) -> None:
+        if server.state == "failed":
+            return
+        code = server.exit_code()
+        if server.state == "starting":
+            if code is not None:
+                self._start_failed(server, code)
+            elif server.healthy():
+                self._became_healthy(server)
+            elif server.starting_too_long():
+                server.terminate()
+                server.wait_ended()
+                self._fail(server, f"did not become healthy within {server.startup_timeout:g} s")
+        elif code is not None or server.engine_died():
+            self._restart(server, code)
+
+    def _start_failed(self, server: VLLMServer, code: int) -> None:
+        if server.port_was_taken() and server._launches < PORT_ATTEMPTS:
+            log.warning("%s: port %d was taken, trying another", server.name, server.port)
+            # Others know a restarted server by its URL, so only a first start may move.
+            server.launch(new_port=not server.restarts)
+            return
+        self._fail(server, f"ended with exit code {code} before it was healthy")
+
+    def _became_healthy(self, server: VLLMServer) -> None:
+        if server.restarts:
+            if self.on_restart is not None:
+                self.on_restart(server.url)
+            else:
+                with self._changed:
+                    self._unsynced.add(server.url)
+        server._launches = 0
+        server.state = "ready"
+
+    def _restart(self, server: VLLMServer, code: int | None) -> None:
+        what = "its engine is dead" if code is None else f"it ended with exit code {code}"
+        now = time.monotonic()
+        recent = [at for at in server.restarts if now - at < RESTART_WINDOW_SECONDS]
+        server.terminate()
+        server.wait_ended()
+        if len(recent) >= MAX_RESTARTS:
+            self._fail(server, f"{what}, after {len(recent)} restarts within {RESTART_WINDOW_SECONDS:g} s")
+            return
+        log.warning("%s (%s): %s; restarting it. Its last log lines:\n%s",
+                    server.name, server.url, what, server.last_log_lines())  # fmt: skip
+        server.restarts.append(now)
+        server.launch(new_port=False)
+
+    def _fail(self, server: VLLMServer, what: str) -> None:
+        server.error = (
+            f"vLLM {server.name} {what}. Last lines of {server.log_path}:\n{server.last_log_lines() or '  | (empty)'}"
+        )
+        server.state = "failed"
+
+
+def make_shared_folder() -> Path:
+    """A new private folder in shared memory, or in the temporary folder where there is none."""
+    root = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return Path(tempfile.mkdtemp(prefix="pyrl-", dir=root))
+
+
+def _check_plugin(settings: ServerSettings) -> None:
+    backend = WEIGHT_BACKENDS[settings.transport]
+    if settings.transport == "shm" and not entry_points(group="vllm.general_plugins", name=backend):
+        raise ServerError(
+            f"rollout.transport shm needs the vLLM plugin {backend!r}, which no installed package offers: "
+            "install pyrl itself (`pip install --no-build-isolation --no-deps .`)"
+        )
