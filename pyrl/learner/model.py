@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from pyrl.config import ConfigError, ModelConfig, ParallelConfig
 from pyrl.learner.attention import choose_attention
 from pyrl.learner.parallel import Parallel
-from pyrl.weights.families import ModelShape, read_hf_config, read_shape
+from pyrl.weights.families import ModelShape, parameter_rules, read_hf_config, read_shape
 from pyrl.weights.hf_io import load_hf_weights
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -78,6 +79,7 @@ def build_policy(config: ModelConfig, parallel_config: ParallelConfig, parallel:
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="none",  # RoPE is applied by the core attention
     )
+    _mark_shards(model, shape, parallel)
     load_hf_weights(
         model, shape, config.path, padded_vocab_size=padded,
         tp_rank=parallel.tp_rank, tp_size=parallel.tp_size, pp_rank=parallel.pp_rank, pp_size=parallel.pp_size,
@@ -133,6 +135,19 @@ def _check_divisible(shape: ModelShape, parallel: Parallel) -> None:
         raise ConfigError(f"parallel.tp {tp} and the model's {shape.num_kv_heads} kv heads do not divide one another")
     if shape.num_layers % pp:
         raise ConfigError(f"parallel.pp {pp} does not divide the model's {shape.num_layers} layers: use a divisor")
+
+
+def _mark_shards(model: GPTModel, shape: ModelShape, parallel: Parallel) -> None:
+    """Tell Megatron which parameters are shards of a larger one.
+
+    Its initialisation does so, and we skip that. An unmarked shard counts as a copy of rank 0's, and the gradient norm,
+    and with it clipping, silently leaves it out.
+    """
+    parameters = dict(model.named_parameters())
+    for placed in parameter_rules(shape, parallel.pp_size, parallel.pp_rank):
+        dim = placed.rule.layout.partition_dim
+        if dim is not None and not hasattr(parameters[placed.name], "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(parameters[placed.name], True, dim, 1)
 
 
 def _transformer_config(

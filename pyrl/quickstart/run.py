@@ -67,7 +67,9 @@ def method_configs(settings: Path, overrides: list[str], folder: Path) -> dict[s
     }
 
 
-def supervised_phase(config: RunConfig, start: Path, files: TaskFiles, destination: Path) -> None:
+def supervised_phase(
+    config: RunConfig, start: Path, files: TaskFiles, destination: Path, *, steps: int = SUPERVISED_STEPS
+) -> None:
     """Fine-tune the random model on the demonstrations in the same learner; write it as a Hugging Face folder."""
     model = config.model.model_copy(update={"path": start})
     optimizer = config.optimizer.model_copy(update={"lr": SUPERVISED_LR})
@@ -75,12 +77,12 @@ def supervised_phase(config: RunConfig, start: Path, files: TaskFiles, destinati
     parallel = init_parallel(config.parallel)
     learner = Learner(config, parallel)
     demonstrations = load_demonstrations(files.demonstrations, load_tokenizer(start))
-    with StepProgress("supervised", SUPERVISED_STEPS, shown=("loss",)) as progress:
+    with StepProgress("supervised", steps, shown=("loss",)) as progress:
         fine_tune(
             learner,
             parallel,
             demonstrations,
-            steps=SUPERVISED_STEPS,
+            steps=steps,
             batch_size=SUPERVISED_BATCH,
             max_tokens=config.optimizer.max_tokens_per_micro_batch,
             seed=config.seed,

@@ -338,6 +338,7 @@ class ServerPool:
         what = "its engine is dead" if code is None else f"it ended with exit code {code}"
         now = time.monotonic()
         recent = [at for at in server.restarts if now - at < RESTART_WINDOW_SECONDS]
+        server.state = "starting"  # at once: nobody may take it for ready while it is being ended
         server.terminate()
         server.wait_ended()
         if len(recent) >= MAX_RESTARTS:

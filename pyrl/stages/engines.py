@@ -85,7 +85,8 @@ class Engines:
         self._transfer = self._open_transfer(learner, everywhere)
         if self._parallel.is_leader:
             mine = reachable[self._parallel.dp_rank % len(reachable) :: self._parallel.dp_size] or reachable[:1]
-            self._client = RolloutClient.from_config(self._config, mine, [self._stop_token_id])
+            check = self._pool.raise_if_failed if self._pool is not None else None
+            self._client = RolloutClient.from_config(self._config, mine, [self._stop_token_id], check)
 
     def sync(self, learner: Learner, *, version: int) -> None:
         """Give every server the learner's weights as policy `version`. Collective."""

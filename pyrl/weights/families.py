@@ -61,8 +61,8 @@ class Layout:
     """(parts of every tp rank, shape) -> hf tensors"""
     hf_shapes: Callable[[ModelShape, int], list[tuple[int, ...]]]
     """(shape, number of dimensions of the parameter) -> shapes of the hf tensors"""
-    replicated: bool = False
-    """Every tensor-parallel rank holds the whole parameter."""
+    partition_dim: int | None = 0
+    """Dimension that tensor parallelism cuts. None: every rank holds the whole parameter."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ _REPLICATED = Layout(
     shard=lambda tensors, shape, padded, rank, size: tensors[0],
     merge=lambda parts, shape: [parts[0]],
     hf_shapes=lambda shape, ndim: [(shape.hidden_size,)],
-    replicated=True,
+    partition_dim=None,
 )
 _VOCAB = Layout(
     shard=_shard_vocab,
@@ -150,6 +150,7 @@ def _input_sharded(columns: Callable[[ModelShape], int]) -> Layout:
         shard=lambda tensors, shape, padded, rank, size: tensors[0].chunk(size, dim=1)[rank],
         merge=lambda parts, shape: [torch.cat(parts, dim=1)],
         hf_shapes=lambda shape, ndim: [(shape.hidden_size, columns(shape))],
+        partition_dim=1,
     )
 
 
@@ -251,6 +252,12 @@ def read_shape(config: PretrainedConfig) -> ModelShape:
         qkv_bias=family.qkv_bias,
         tied_embeddings=bool(config.tie_word_embeddings),
     )
+
+
+def parameter_rules(shape: ModelShape, pp_size: int, stage: int) -> list[Placed]:
+    """Every parameter that a stage holds, the second copy of tied embeddings included."""
+    copy = tied_copy(shape, pp_size)
+    return [p for p in [*placed_rules(shape, pp_size), *([copy] if copy else [])] if p.stage == stage]
 
 
 def placed_rules(shape: ModelShape, pp_size: int) -> list[Placed]:

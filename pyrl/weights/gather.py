@@ -45,7 +45,7 @@ def _merge(
 ) -> list[torch.Tensor]:
     """The Hugging Face tensors of one parameter, from the parts of every tensor-parallel rank."""
     layout = placed.rule.layout
-    if tp_group is None or layout.replicated:
+    if tp_group is None or layout.partition_dim is None:
         return layout.merge([part], shape)
     parts = [torch.empty_like(part) for _ in range(tp_group.size())]
     dist.all_gather(parts, part.contiguous(), group=tp_group)

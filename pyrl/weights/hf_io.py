@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pyrl.config import ConfigError
-from pyrl.weights.families import ModelShape, placed_rules, tied_copy
+from pyrl.weights.families import ModelShape, hf_metadata, parameter_rules
 
 _INDEX = "model.safetensors.index.json"
 _SHARD_BYTES = 4 * 2**30
@@ -82,13 +82,9 @@ def load_hf_weights(
     Raises ConfigError: a tensor that is missing, of a wrong shape, or that the family's table does not know.
     """
     source = HFTensors(folder)
-    rules = placed_rules(shape, pp_size)
-    _refuse_unknown(source, {name for placed in rules for name in placed.rule.hf})
-    copy = tied_copy(shape, pp_size)
+    _refuse_unknown(source, {name for name, _ in hf_metadata(shape)})
     parameters = dict(model.named_parameters())
-    for placed in [*rules, *([copy] if copy else [])]:
-        if placed.stage != pp_rank:
-            continue
+    for placed in parameter_rules(shape, pp_size, pp_rank):
         tensors = [source.get(name) for name in placed.rule.hf]
         for name, tensor, wanted in zip(placed.rule.hf, tensors, placed.rule.hf_shapes(shape), strict=True):
             if tuple(tensor.shape) != wanted:

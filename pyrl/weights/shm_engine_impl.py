@@ -29,6 +29,8 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
     """A safetensors file on this machine; it may be unlinked as soon as the call has returned."""
     names: list[str]
     """What the file must hold, Hugging Face names, in loading order."""
+    last: bool
+    """Whether the update is complete with it."""
 
 
 class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
@@ -47,15 +49,25 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
 
     def update_weights(self, update_info: dict) -> None:
         # The base class also synchronises an accelerator; a CPU worker has none.
-        self.receive_weights(self.parse_update_info(update_info))
+        info = self.parse_update_info(update_info)
+        try:
+            self.receive_weights(info)
+            if info.last:
+                self._check_complete()
+        except BaseException:
+            # The worker calls this update off; half-loaded layers must not wait for their rest in the next one.
+            finalize_layerwise_reload(self.model, self.model_config)
+            raise
 
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
         self._loaded |= set(self.model.load_weights(_read(update_info)))
 
     def finish_weight_update(self) -> None:
-        missing = sorted(self._expected - self._loaded)
         finalize_layerwise_reload(self.model, self.model_config)
         self._repack_tied_head()
+
+    def _check_complete(self) -> None:
+        missing = sorted(self._expected - self._loaded)
         if missing:
             raise RuntimeError(
                 f"weight update is incomplete: {len(missing)} of {len(self._expected)} parameters received nothing, "

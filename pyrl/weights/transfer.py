@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -101,8 +101,9 @@ class _Chunk:
     path: Path
     names: list[str]
 
-    def info(self) -> dict[str, object]:
-        return {"path": str(self.path), "names": self.names}
+    def info(self, last: _Chunk) -> dict[str, object]:
+        """`shm_engine_impl.ShmUpdateInfo` of this chunk."""
+        return {"path": str(self.path), "names": self.names, "last": self is last}
 
 
 class ShmWeightTransfer(WeightTransfer):
@@ -197,7 +198,7 @@ class ShmWeightTransfer(WeightTransfer):
             with paused(control):
                 control.start_update()
                 for chunk in chunks:
-                    control.update(chunk.info(), timeout=self._timeout)
+                    control.update(chunk.info(chunks[-1]), timeout=self._timeout)
                 control.finish_update(version, timeout=self._timeout)
 
     def _wait_resent(self, control: EngineControl, version: int, error: EngineCallError) -> None:
@@ -227,30 +228,6 @@ def paused(control: EngineControl) -> Iterator[None]:
             control.resume()
         except EngineCallError as error:
             log.warning("%s", error)
-
-
-def make_transfer(
-    transport: Literal["shm", "ipc", "nccl"],
-    urls: Sequence[str],
-    *,
-    metadata: Sequence[tuple[str, tuple[int, ...]]],
-    dtype: torch.dtype,
-    rank: int = 0,
-    pool: ServerPool | None = None,
-    timeout: float = 600.0,
-    group: dist.ProcessGroup | None = None,
-) -> WeightTransfer:
-    """The transfer of a run; arguments as in `ShmWeightTransfer` and `DeviceWeightTransfer`. Every rank calls it.
-
-    `urls` is empty on the ranks that do not send: all but the leader of each node (shm), all but rank 0 (ipc, nccl).
-    """
-    if transport == "shm":
-        return ShmWeightTransfer(urls, pool=pool, timeout=timeout, group=group)
-    from pyrl.weights.device_transfer import DeviceWeightTransfer  # imports vLLM: only where its engines are used
-
-    return DeviceWeightTransfer(
-        transport, urls, metadata=metadata, dtype=dtype, rank=rank, timeout=timeout, group=group
-    )
 
 
 def _remove(chunks: list[_Chunk]) -> None:

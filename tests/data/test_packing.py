@@ -161,6 +161,11 @@ def test_plan_of_one_budget_is_one_micro_batch():
     assert plan_micro_batches([5, 4, 2, 1], dp=2, max_tokens=100) == [[[0, 3]], [[1, 2]]]
 
 
+def test_the_longest_are_placed_first():
+    """Loads 4 and 4; in the order given it would be 3 and 5."""
+    assert plan_micro_batches([1, 1, 2, 4], dp=2, max_tokens=100) == [[[0, 1, 2]], [[3]]]
+
+
 @pytest.mark.parametrize("arguments", [{"dp": 0, "max_tokens": 1}, {"dp": 1, "max_tokens": 0}])
 def test_plan_refuses(arguments):
     with pytest.raises(ValueError, match="wanted dp >= 1"):

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from pyrl.weights.verify import (
     probe_logprobs,
 )
 from tests.integration.conftest import MAX_MODEL_LEN, STOP_TOKEN, Served, make_tiny_model, tiny_settings
+from tests.rollout.processes import alive, wait_for
 
 PROBES = [[5, 9, 33, 2, 71, 8], [90, 3, 3, 17], list(range(2, 40))]
 
@@ -131,11 +131,11 @@ def test_checksums_of_what_the_cpu_backend_keeps(
     weights = hf_weights(make_tiny_model(tmp_path / "other", seed=2))
     transfer.sync(weights, version=5)
     expected = expected_checksums(weights, torch.float32)
-    control = EngineControl(served.url)
-    assert set(control.checksums()) == {f"dp0:pp0:pcp0:tp0:{name}" for name in expected}
-    assert check_checksums(control, expected, packed=True) == 6  # embedding, two norms a layer, final norm
-    with pytest.raises(WeightMismatch, match="embed_tokens"):
-        check_checksums(control, expected_checksums(hf_weights(served.model), torch.float32), packed=True)
+    with EngineControl(served.url) as control:
+        assert set(control.checksums()) == {f"dp0:pp0:pcp0:tp0:{name}" for name in expected}
+        assert check_checksums(control, expected, packed=True) == 6  # embedding, two norms a layer, final norm
+        with pytest.raises(WeightMismatch, match="embed_tokens"):
+            check_checksums(control, expected_checksums(hf_weights(served.model), torch.float32), packed=True)
 
 
 def test_wrong_version_stops(served: Served, client: RolloutClient, transfer: ShmWeightTransfer) -> None:
@@ -144,12 +144,16 @@ def test_wrong_version_stops(served: Served, client: RolloutClient, transfer: Sh
         client.generate(requests(count=2), policy_version=9)
 
 
-def test_incomplete_update_is_refused(served: Served, transfer: ShmWeightTransfer) -> None:
+def test_incomplete_update_is_refused(served: Served, client: RolloutClient, transfer: ShmWeightTransfer) -> None:
     weights = hf_weights(served.model)
-    with pytest.raises(WeightSyncError, match="finish_weight_update"):
+    with pytest.raises(WeightSyncError, match=r"version 10 .* incomplete: 1 of \d+ parameters .* 'model.norm.weight'"):
         transfer.sync(weights[:-1], version=10)
-    transfer.sync(weights, version=11)
-    assert EngineControl(served.url).weight_version() == 11
+    with EngineControl(served.url) as control:
+        assert control.weight_version() != 10
+        transfer.sync(weights, version=11)
+        assert control.weight_version() == 11
+    want = [hf_logprobs(served.model, probe) for probe in PROBES]
+    check_logprobs(probe_logprobs(client, PROBES), want, tolerance=1e-3, version=11)
     assert len(list(served.pool.shared_folder.iterdir())) == 1  # the files of failed and older versions are gone
 
 
@@ -179,7 +183,7 @@ def test_killed_server_is_restarted_synced_and_the_step_completes(
         want = [hf_logprobs(new, probe) for probe in PROBES]
         check_logprobs(probe_logprobs(client, PROBES), want, tolerance=1e-3, version=21)
     assert served.pool.unsynced == ()
-    assert [p for p in before if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert alive(before) == []
 
 
 ORPHAN_MAKER = """
@@ -206,17 +210,8 @@ def test_no_process_outlives_a_killed_parent(served: Served, tmp_path: Path) -> 
         guarded = psutil.Process(int(guard))
         family = wait_for(lambda: len(found := guarded.children(recursive=True)) >= 3 and [guarded, *found], 120)
         parent.send_signal(signal.SIGKILL)
-    wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family), 15)
+    wait_for(lambda: not alive(family), 15)
     assert not Path(shared).exists()
-
-
-def wait_for(condition, seconds: float):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds:g} s")
 
 
 def test_failed_start_shows_the_servers_last_log_lines(tmp_path: Path) -> None:
@@ -229,6 +224,7 @@ def test_failed_start_shows_the_servers_last_log_lines(tmp_path: Path) -> None:
 
 
 def test_given_url_that_nobody_serves() -> None:
-    with pytest.raises(EngineCallError, match="no vLLM server answers"):
-        EngineControl("http://127.0.0.1:9").weight_version()
+    with EngineControl("http://127.0.0.1:9") as control:
+        with pytest.raises(EngineCallError, match="no vLLM server answers"):
+            control.weight_version()
     assert MODEL_FOLDER_VERSION < 0

@@ -16,6 +16,12 @@ from typing import Any
 import torch
 
 DEADLINE_SECONDS = 120.0
+PRELOADED = [
+    "megatron.core.models.gpt",
+    "pyrl.learner.checkpoint",
+    "pyrl.learner.learner",
+    "transformers.models.qwen2.modeling_qwen2",
+]
 VOCAB, SEQUENCE, BATCH = 64, 12, 4
 
 
@@ -57,20 +63,21 @@ class Job:
             self.grad_norms.append(norm)
 
 
-def run(layout: Layout, work: Callable[..., Any], *args: Any) -> list[Any]:
+def run(layout: Layout, work: Callable[..., Any], *args: Any, build: Callable[..., Any] | None = None) -> list[Any]:
     """Run `work(job, *args)` on every rank in fresh processes; returns their results in rank order.
 
-    `work` is a module-level function. Fails with the first traceback, or at the deadline.
+    `work` is a module-level function, and so is `build`: (layout, Parallel) -> what `work` gets as `job`. Fails with
+    the first traceback, or at the deadline.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["megatron.core.models.gpt", "pyrl.learner.checkpoint"])
+    context.set_forkserver_preload(PRELOADED)  # imported once, not once a process
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes, pipes = [], []
     for rank in range(layout.world_size):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_worker, args=(sender, rank, port, layout, work, args), daemon=True)
+        process = context.Process(target=_worker, args=(sender, rank, port, layout, work, args, build), daemon=True)
         process.start()
         sender.close()
         processes.append(process)
@@ -101,7 +108,7 @@ def _collect(pipes: list[Any]) -> list[Any]:
     return [results[rank] for rank in range(len(pipes))]
 
 
-def _worker(sender: Any, rank: int, port: int, layout: Layout, work: Callable[..., Any], args: tuple) -> None:
+def _worker(sender: Any, rank: int, port: int, layout: Layout, work: Callable, args: tuple, build: Any) -> None:
     address = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": layout.world_size, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in address.items()}, MASTER_ADDR="127.0.0.1")
     torch.set_num_threads(1)
@@ -109,8 +116,8 @@ def _worker(sender: Any, rank: int, port: int, layout: Layout, work: Callable[..
         from pyrl.config import ParallelConfig
         from pyrl.learner.parallel import init_parallel
 
-        init_parallel(ParallelConfig(tp=layout.tp, pp=layout.pp, timeout_seconds=DEADLINE_SECONDS))
-        outcome = ("ok", work(_build(layout), *args))
+        parallel = init_parallel(ParallelConfig(tp=layout.tp, pp=layout.pp, timeout_seconds=DEADLINE_SECONDS))
+        outcome = ("ok", work(build(layout, parallel) if build else _build(layout), *args))
     except BaseException:
         outcome = ("failed", traceback.format_exc())
     buffer = io.BytesIO()  # pickled tensors would need this process to stay alive until they are read

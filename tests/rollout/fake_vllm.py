@@ -1,0 +1,86 @@
+"""A stand-in for vLLM's HTTP API whose answers a test scripts. It generates nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+Body = dict[str, Any]
+Script = Callable[[Body, int], tuple[int, Body | str]]
+"""(request body, how many generate requests came before) -> (status, answer)"""
+
+
+def answer(body: Body, *, version: str = "0", finish_reason: str = "stop") -> Body:
+    """What the generate route returns: sample i is the tokens (seed + i) mod 100, 1."""
+    seed, samples = body["sampling_params"]["seed"], body["sampling_params"]["n"]
+    choices = []
+    for i in reversed(range(samples)):  # vLLM promises no order
+        tokens = [(seed + i) % 100, 1]
+        choices.append(
+            {
+                "index": i,
+                "token_ids": tokens,
+                "finish_reason": finish_reason,
+                "logprobs": {"content": [{"token_id": t, "logprob": -0.5} for t in tokens]},
+                "weight_versions": [{"version": version, "start": 0, "end": 2}],
+            }
+        )
+    return {"choices": choices}
+
+
+class FakeVLLM:
+    """Listens on a free port in a thread of its own. A context manager."""
+
+    def __init__(self, script: Script | None = None, version: str = "0") -> None:
+        self.script = script or (lambda body, count: (200, answer(body, version=self.version)))
+        self.version = version
+        self.bodies: list[Body] = []
+        self.calls: list[tuple[str, Body | None]] = []
+        self.delay = 0.0
+        self.fail: dict[str, str] = {}
+        """Control path -> text of the 500 it answers."""
+
+    def __enter__(self) -> FakeVLLM:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _start(self) -> None:
+        app = web.Application()
+        app.router.add_post("/inference/v1/generate", self._generate)
+        app.router.add_route("*", "/{path:.*}", self._control)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def _generate(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        count = len(self.bodies)
+        self.bodies.append(body)
+        await asyncio.sleep(self.delay)
+        status, payload = self.script(body, count)
+        return web.json_response(payload, status=status)
+
+    async def _control(self, request: web.Request) -> web.Response:
+        body = await request.json() if request.can_read_body else None
+        path = request.path
+        self.calls.append((path, body))
+        if path in self.fail:
+            return web.Response(status=500, text=self.fail[path])
+        if path == "/finish_weight_update":
+            self.version = body["weight_version"]
+        return web.json_response({"weight_version": self.version, "server_load": len(self.bodies)})

@@ -1,0 +1,159 @@
+"""The client's retries, deadlines and checks, against a scripted server."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pyrl.rollout.client import GenerateRequest, GroupResult, PolicyVersionMismatch, RolloutClient, RolloutError
+from pyrl.rollout.client import request_seed as seed_of
+from tests.rollout.fake_vllm import FakeVLLM, answer
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeVLLM]:
+    with FakeVLLM() as server:
+        yield server
+
+
+def ask(urls: list[str], count: int = 3, *, policy_version: int | None = 0, **options: object) -> list[GroupResult]:
+    defaults = {"stop_token_ids": [1], "request_timeout": 5.0, "max_retries": 2, "recovery_timeout": 5.0}
+    requests = [GenerateRequest((5, 6), 2, 10 * (1 + i), 4) for i in range(count)]
+    with RolloutClient(urls, **(defaults | options)) as client:
+        return client.generate(requests, policy_version=policy_version)
+
+
+def first_tokens(results: list[GroupResult]) -> list[list[int]]:
+    return [[c.token_ids[0] for c in r.completions] for r in results]
+
+
+def test_results_keep_the_order_of_requests_and_samples(fake: FakeVLLM) -> None:
+    with FakeVLLM() as other:
+        results = ask([fake.url, other.url])
+        assert first_tokens(results) == [[10, 11], [20, 21], [30, 31]]
+        assert len(fake.bodies) == 2 and len(other.bodies) == 1
+    assert all(c.rollout_logprobs == (-0.5, -0.5) for r in results for c in r.completions)
+    assert fake.bodies[0]["sampling_params"]["stop_token_ids"] == [1]
+
+
+def test_a_passing_failure_is_retried_with_the_same_seed(fake: FakeVLLM) -> None:
+    fake.script = lambda body, count: (500, "dead") if count < 2 else (200, answer(body))
+    assert first_tokens(ask([fake.url], 1)) == [[10, 11]]
+    assert len(fake.bodies) == 3 and all(body == fake.bodies[0] for body in fake.bodies)
+
+
+def test_what_still_fails_is_dropped_with_its_reason(fake: FakeVLLM) -> None:
+    fake.script = lambda body, _: (200, answer(body)) if body["sampling_params"]["seed"] != 20 else (503, "no room")
+    results = ask([fake.url])
+    assert [bool(r.completions) for r in results] == [True, False, True]
+    assert "503" in results[1].error and "no room" in results[1].error
+    assert sum(b["sampling_params"]["seed"] == 20 for b in fake.bodies) == 3  # 1 + max_retries
+
+
+def test_an_aborted_sample_is_retried(fake: FakeVLLM) -> None:
+    fake.script = lambda body, count: (200, answer(body, finish_reason="stop" if count else "abort"))
+    assert first_tokens(ask([fake.url], 1)) == [[10, 11]] and len(fake.bodies) == 2
+
+
+def test_a_request_has_a_deadline(fake: FakeVLLM) -> None:
+    fake.delay = 30.0
+    started = time.monotonic()
+    (result,) = ask([fake.url], 1, request_timeout=0.3, max_retries=1)
+    assert "0.3 s" in result.error and 0.6 <= time.monotonic() - started < 5.0
+
+
+def test_a_refused_request_stops_the_run(fake: FakeVLLM) -> None:
+    fake.script = lambda *_: (400, "prompt is too long")
+    with pytest.raises(RolloutError, match="too long"):
+        ask([fake.url])
+    assert len(fake.bodies) <= 3  # not retried
+
+
+def test_another_version_stops_the_run(fake: FakeVLLM) -> None:
+    fake.script = lambda body, _: (200, answer(body, version="6"))
+    with pytest.raises(PolicyVersionMismatch, match=r"\[6\].*version 7"):
+        ask([fake.url], policy_version=7)
+    assert first_tokens(ask([fake.url], 1, policy_version=None)) == [[10, 11]]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda choice: choice["logprobs"]["content"].pop(),
+        lambda choice: choice["logprobs"]["content"][0].update(token_id=99),
+        lambda choice: choice["weight_versions"][0].update(end=1),
+        lambda choice: choice["weight_versions"].clear(),
+        lambda choice: choice.pop("token_ids"),
+    ],
+)
+def test_a_malformed_answer_stops_the_run(fake: FakeVLLM, damage) -> None:
+    def script(body, _):
+        payload = answer(body)
+        damage(payload["choices"][0])
+        return 200, payload
+
+    fake.script = script
+    with pytest.raises(RolloutError, match="something else"):
+        ask([fake.url], 1)
+
+
+def test_no_retry_before_a_restarted_server_holds_the_policy(fake: FakeVLLM) -> None:
+    fake.version = "default"
+    synced = []
+
+    def script(body, count):
+        return (500, "restarting") if count == 0 else (200, answer(body, version=fake.version))
+
+    def sync() -> None:
+        synced.append(len(fake.bodies))
+        fake.version = "4"
+
+    fake.script = script
+    timer = threading.Timer(1.2, sync)
+    timer.start()
+    assert first_tokens(ask([fake.url], 1, policy_version=4)) == [[10, 11]]
+    timer.join()
+    assert synced == [1] and len(fake.bodies) == 2
+
+
+def test_waiting_for_a_server_is_bounded(fake: FakeVLLM) -> None:
+    fake.version = "default"
+    fake.script = lambda *_: (500, "dead")
+    (result,) = ask([fake.url], 1, policy_version=4, recovery_timeout=0.6)
+    assert "version -1, not 4" in result.error and len(fake.bodies) == 1
+
+
+def test_servers_that_were_given_up_stop_the_run(fake: FakeVLLM) -> None:
+    def check() -> None:
+        raise RuntimeError("server failed for good")
+
+    fake.script = lambda *_: (500, "dead")
+    with pytest.raises(RuntimeError, match="for good"):
+        ask([fake.url], check_servers=check)
+
+
+def test_deterministic_requests_are_ordered_while_the_engine_is_paused(fake: FakeVLLM) -> None:
+    ask([fake.url], deterministic=True)
+    paths = [path for path, _ in fake.calls]
+    assert paths[0] == "/pause" and paths[-1] == "/resume" and paths[-3:-1] == ["/is_paused"] * 2
+    by_seed = {body["sampling_params"]["seed"]: body["priority"] for body in fake.bodies}
+    assert by_seed == {10: 1, 20: 2, 30: 3}
+
+
+def test_seeds_differ_in_every_counter_and_fit_vllm() -> None:
+    counters = [(run, step, prompt, purpose) for run in (0, 1) for step in range(20) for prompt in range(64)
+                for purpose in (0, 1)]  # fmt: skip
+    seeds = {seed_of(*c) for c in counters}
+    assert len(seeds) == len(counters)
+    assert all(0 <= s < 2**62 for s in seeds)
+    assert min(b - a for a, b in itertools.pairwise(sorted(seeds))) > 1024  # samples take seed + index
+    assert seed_of(1, 2, 3) == 3671849465986066676  # a change breaks the resumption of runs
+
+
+def test_no_url_is_an_error() -> None:
+    with pytest.raises(ValueError, match="urls is empty"):
+        RolloutClient([], stop_token_ids=[1])

@@ -1,0 +1,164 @@
+"""Starting, watching and ending servers, with a small HTTP process in vLLM's place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pyrl.rollout import guard, server
+from pyrl.rollout.server import ServerError, ServerPool, VLLMServer, make_shared_folder
+from tests.rollout.processes import alive, wait_for
+
+SERVER = """
+import http.server, os, signal, subprocess, sys
+print("starting on", sys.argv[1], flush=True)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a server that does not want to end
+subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"],
+                 start_new_session=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_): pass
+http.server.HTTPServer.allow_reuse_address = True
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "server.py"
+    path.write_text(SERVER)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "STOP_GRACE_SECONDS", 0.3)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., ServerPool]]:
+    pools: list[ServerPool] = []
+
+    def start(command: Callable[[int], list[str]], startup_timeout: float = 30.0) -> ServerPool:
+        shared = make_shared_folder()
+        one = VLLMServer("server", command, dict(os.environ), tmp_path / "server.log", shared, startup_timeout)
+        pools.append(ServerPool([one], shared))
+        return pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.stop()
+
+
+def family(pool: ServerPool) -> list[psutil.Process]:
+    guarding = psutil.Process(pool._servers[0].pid)
+    return [guarding, *guarding.children(recursive=True)]
+
+
+def test_stop_ends_children_that_ignore_sigterm(start, script: Path) -> None:
+    pool = start(lambda port: [sys.executable, str(script), str(port)])
+    pool.wait_ready()
+    members = family(pool)
+    assert len(members) == 3  # guard, server, child
+    pool.stop()
+    assert alive(members) == [] and not pool.shared_folder.exists()
+
+
+def test_killed_server_comes_back_at_its_url_and_is_announced_before_it_is_ready(start, script: Path) -> None:
+    pool = start(lambda port: [sys.executable, str(script), str(port)])
+    urls = pool.wait_ready()
+    told: list[tuple[str, str]] = []
+    pool.on_restart = lambda url: told.append((url, pool._servers[0].state))
+    members = family(pool)
+    members[1].kill()
+    wait_for(lambda: pool.generation == 1)
+    assert pool.wait_ready() == urls
+    assert told == [(urls[0], "starting")] and pool.unsynced == ()
+    assert alive(members) == []  # the first server's child was not left behind
+
+
+def test_restart_without_anybody_to_sync_is_listed(start, script: Path) -> None:
+    pool = start(lambda port: [sys.executable, str(script), str(port)])
+    (url,) = pool.wait_ready()
+    family(pool)[1].kill()
+    wait_for(lambda: pool.generation == 1)
+    pool.wait_ready()
+    assert pool.unsynced == (url,)
+    pool.mark_synced()
+    assert pool.unsynced == ()
+
+
+def test_a_server_that_keeps_dying_is_given_up(start, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_RESTARTS", 1)
+    pool = start(lambda port: [sys.executable, str(script), str(port)])
+    for _ in range(2):
+        pool.wait_ready()
+        generation = pool.generation
+        family(pool)[1].kill()
+        wait_for(lambda before=generation: pool.generation > before or pool._servers[0].state == "failed")
+    with pytest.raises(ServerError, match="after 1 restarts"):
+        pool.wait_ready()
+    with pytest.raises(ServerError, match="starting on"):  # its last log lines
+        pool.raise_if_failed()
+
+
+def test_taken_port_is_replaced_by_another(start, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port, real = taken.getsockname()[1], server.free_port
+        offers = iter([port])
+        monkeypatch.setattr(server, "free_port", lambda: next(offers, None) or real())
+        pool = start(lambda port: [sys.executable, str(script), str(port)])
+        (url,) = pool.wait_ready()
+        assert not url.endswith(f":{port}")
+
+
+def test_failed_start_shows_the_last_log_lines(start, tmp_path: Path) -> None:
+    pool = start(lambda _: [sys.executable, "-c", "print('loading'); raise SystemExit('no such model')"])
+    with pytest.raises(ServerError, match=r"exit code 1 before it was healthy") as caught:
+        pool.wait_ready()
+    assert "no such model" in str(caught.value) and str(tmp_path / "server.log") in str(caught.value)
+
+
+def test_start_has_a_deadline(start) -> None:
+    pool = start(lambda _: [sys.executable, "-c", "import time; print('still loading', flush=True); time.sleep(600)"],
+                 startup_timeout=1.5)  # fmt: skip
+    members = wait_for(lambda: len(found := family(pool)) == 2 and found)
+    with pytest.raises(ServerError, match=r"within 1.5 s(.|\n)*still loading"):
+        pool.wait_ready()
+    assert alive(members) == []
+
+
+def test_guard_ends_everything_when_its_parent_is_killed(script: Path, tmp_path: Path) -> None:
+    shared = make_shared_folder()
+    arguments = [sys.executable, guard.__file__, "PID", "5", str(shared), sys.executable, str(script),
+                 str(server.free_port())]  # fmt: skip
+    code = (
+        "import os, subprocess, sys, time\n"
+        f"argv = [str(os.getpid()) if a == 'PID' else a for a in {arguments!r}]\n"
+        "print(subprocess.Popen(argv).pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        guarding = psutil.Process(int(parent.stdout.readline()))
+        members = wait_for(lambda: len(found := [guarding, *guarding.children(recursive=True)]) == 3 and found)
+        parent.send_signal(signal.SIGKILL)
+    wait_for(lambda: not alive(members))
+    assert not shared.exists()
+
+
+def test_missing_plugin_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(server, "entry_points", lambda **_: ())
+    settings = server.ServerSettings(tmp_path, "fp32", 64, "shm", "cpu")
+    with pytest.raises(ServerError, match=r"pyrl_shm.*pip install"):
+        ServerPool.from_settings(settings, tmp_path)
