@@ -23,7 +23,7 @@ from pyrl.config import ConfigError, RunConfig
 from pyrl.data.cursor import PromptCursor
 from pyrl.data.prompts import load_prompts
 from pyrl.learner.checkpoint import load_checkpoint, save_checkpoint
-from pyrl.learner.checkpoint_store import latest_checkpoint
+from pyrl.learner.checkpoint_store import latest_checkpoint, read_trainer_state
 from pyrl.learner.learner import Learner
 from pyrl.learner.parallel import Parallel, init_parallel
 from pyrl.reward.pool import RewardPool
@@ -189,13 +189,13 @@ class Run:
             if self.recorder is not None and self.recorder.last_step is not None:
                 self._start_over(self.recorder)
             return
-        state = load_checkpoint(folder, model=self.learner.model, optimizer=self.learner.optimizer)
-        changed = changed_fields(state["config"], self.config.model_dump(mode="json"))
+        changed = changed_fields(read_trainer_state(folder)["config"], self.config.model_dump(mode="json"))
         if changed:
             raise ConfigError(
                 f"{folder} was written by a run with other settings of {', '.join(changed)}: a resumed run would be "
                 "neither the one nor the other. Restore them, or start anew in another run folder"
             )
+        state = load_checkpoint(folder, model=self.learner.model, optimizer=self.learner.optimizer)
         self.step, self.gradient_step = state["step"], state["gradient_step"]
         self.cursor.load_state_dict(state["cursor"])
         if self.recorder is not None:

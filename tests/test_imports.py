@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"trainer", "quickstart", "doctor", "evaluation", "analysis", "weights"},
     "quickstart": {"trainer", "analysis", "evaluation", *STAGES},
     "trainer": {"evaluation", *STAGES},
-    "stages": STAGES,
+    "stages": {"ops", *STAGES},
     "evaluation": {"rollout", "reward", "data"},
     "learner": {"algorithms", "ops", "weights"},
     "weights": {"learner", "rollout"},

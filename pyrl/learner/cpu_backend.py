@@ -1,15 +1,17 @@
 """What Megatron-Core hard-codes for CUDA, mapped to the CPU. Imported only by runs without CUDA.
 
-Megatron asks `torch.cuda` for a device, a stream and a generator, writes `device="cuda"` into tensor factories and
-tests `Tensor.type()` against `torch.cuda.*` names. `install` wraps those entry points of torch: a call that comes from
-a Megatron module gets the CPU's answer, every other caller gets torch's own function, so a stray "cuda" in our code
-still fails. Nothing is intercepted per operation: only calls of the wrapped functions cost something.
+Megatron asks `torch.cuda` for a device, a stream and a generator, tests `Tensor.type()` against `torch.cuda.*` names
+and writes `device="cuda"` into tensor factories. `install` wraps the first two kinds in torch: a call that comes from a
+Megatron module gets the CPU's answer, every other caller torch's own, so a stray "cuda" in our code still fails. The
+factories are mapped in the Megatron modules that do so and nowhere else: `torch.device(...)` as a context, fake tensors
+and the compiler know torch's factories by identity. Nothing is intercepted per operation.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import platform
 import sys
 from collections.abc import Callable
@@ -19,7 +21,14 @@ from typing import Any
 import torch
 
 _CPU = torch.device("cpu")
-_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "empty_like", "zeros_like")
+_FACTORIES = ("tensor", "zeros", "empty", "empty_like")
+_MODULES_NAMING_CUDA = (
+    "megatron.core.dist_checkpointing.exchange_utils",
+    "megatron.core.dist_checkpointing.strategies.state_dict_saver",
+    "megatron.core.optimizer.clip_grads",
+    "megatron.core.optimizer.optimizer",
+    "megatron.core.pipeline_parallel.schedules",
+)
 _installed = False
 
 
@@ -34,15 +43,35 @@ def install() -> None:
     if torch.cuda.is_available():
         raise RuntimeError("learner.cpu_backend maps CUDA calls to the CPU, but CUDA is available on this machine")
     _installed = True
-    for name in _FACTORIES:
-        _wrap(torch, name, _factory_on_cpu)
-    _wrap(torch.Tensor, "to", _to_cpu)
+    for name in _MODULES_NAMING_CUDA:
+        importlib.import_module(name).torch = _TORCH_ON_CPU
     _wrap(torch.Tensor, "cuda", _stay_on_cpu)
     _wrap(torch.Tensor, "type", _type_of_cuda)
     for name, answer in _CUDA_ANSWERS.items():
         _wrap(torch.cuda, name, functools.partial(_answer_with, answer))
     _map_generators()
     _keep_freed_memory()
+
+
+class _TorchOnCpu(ModuleType):
+    """torch, with factories that take "cuda" for the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+        for name in _FACTORIES:
+            setattr(self, name, functools.partial(self._make, getattr(torch, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def _make(factory: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        if str(kwargs.get("device")).startswith("cuda"):
+            kwargs["device"] = _CPU
+        return factory(*args, **kwargs)
+
+
+_TORCH_ON_CPU = _TorchOnCpu()
 
 
 def _null(*args: Any, **kwargs: Any) -> None:
@@ -97,32 +126,6 @@ def _wrap(owner: ModuleType | type, name: str, make: Callable[[Callable[..., Any
 def _called_by_megatron() -> bool:
     """Whether the caller of the wrapper that asks is a Megatron module."""
     return sys._getframe(2).f_globals.get("__name__", "").startswith("megatron.")
-
-
-def _is_cuda(device: Any) -> bool:
-    return device is not None and str(device).startswith("cuda")
-
-
-def _factory_on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
-    def factory(*args: Any, **kwargs: Any) -> Any:
-        if "device" in kwargs and _is_cuda(kwargs["device"]) and _called_by_megatron():
-            kwargs["device"] = _CPU
-        return original(*args, **kwargs)
-
-    return factory
-
-
-def _to_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
-    def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        named = isinstance(args[0], str) if args else "device" in kwargs
-        if named and _is_cuda(args[0] if args else kwargs["device"]) and _called_by_megatron():
-            if args:
-                args = (_CPU, *args[1:])
-            else:
-                kwargs["device"] = _CPU
-        return original(tensor, *args, **kwargs)
-
-    return to
 
 
 def _stay_on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -107,7 +107,7 @@ class Engines:
             ours = _cut(scores, [len(s.response_ids) for s in sequences])
             theirs = verify.probe_logprobs(self._client, ids)
             gap = verify.check_logprobs(theirs, ours, tolerance=tolerance, version=version)
-            log.info("engines hold version %d; log-probs differ by at most %.2g on %d tokens", version, gap, len(scores))
+            log.info("engines hold version %d: log-probs agree to %.2g on %d tokens", version, gap, len(scores))
         if self._parallel.device.type == "cuda" and self._config.rollout.tp == 1:
             self._compare_checksums(learner)
 

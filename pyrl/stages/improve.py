@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from pyrl import ops
 from pyrl.algorithms.advantage import ADVANTAGES
 from pyrl.algorithms.aggregate import global_token_count, token_mean
 from pyrl.algorithms.metrics import add_up, global_sums, token_statistics
@@ -98,7 +99,7 @@ class PolicyImprover:
         sums = global_sums(add_up(result.outputs), self._parallel.dp_group, device=self._parallel.device)
         mask, advantages = _joined(mini_batch, "response_mask"), _joined(mini_batch, "advantages")
         group = self._parallel.dp_group
-        covariance = token_covariance(torch.cat(logprobs), advantages, mask, loss=self._config.loss, group=group)
+        covariance = ops.token_covariance(torch.cat(logprobs), advantages, mask, group=group)  # whatever the scope
         return UpdateSummary(tokens, result.grad_norm, sums, covariance_statistics(covariance, mask, group=group))
 
     def _select_ahead(self, mini_batch: MiniBatch, index: int, step: int) -> bool:

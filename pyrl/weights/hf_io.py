@@ -46,7 +46,7 @@ class HFTensors:
         if index.is_file():
             try:
                 weight_map = json.loads(index.read_text())["weight_map"]
-            except (json.JSONDecodeError, KeyError) as error:
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ConfigError(f"model.path: {index} is not a safetensors index: {error}") from error
             return {name: self.folder / file for name, file in weight_map.items()}
         files = sorted(self.folder.glob("*.safetensors"))
