@@ -28,6 +28,7 @@ _MODULES_NAMING_CUDA = (
     "megatron.core.optimizer.clip_grads",
     "megatron.core.optimizer.optimizer",
     "megatron.core.pipeline_parallel.schedules",
+    "megatron.core.utils",
 )
 _installed = False
 

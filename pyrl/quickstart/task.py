@@ -2,7 +2,7 @@
 
 A question is a multiset of three digits from 1 to 9 and a target that some expression over them reaches, for example
 `3,5,7>26:` -> `3*7+5`. Reinforcement-learning prompts, held-out prompts and demonstrations share no question.
-Demonstrations teach only the form: their expressions use the right digits and reach the target by chance.
+A demonstration is one of the solutions of its question, drawn uniformly.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def write_task(folder: Path, *, seed: int, train: int, validation: int, demonstr
 
 
 def _demonstration(question: Question, rng: random.Random) -> dict[str, str]:
-    return {"prompt": question.prompt, "response": rng.choice(sorted(expressions(question.numbers)))}
+    solutions = sorted(t for t, value in expressions(question.numbers).items() if value == question.target)
+    return {"prompt": question.prompt, "response": rng.choice(solutions)}
 
 
 def _write_jsonl(path: Path, rows: list[dict]) -> None:

@@ -116,6 +116,8 @@ def server_environment(settings: ServerSettings) -> dict[str, str]:
     if settings.device == "cpu":
         threads = settings.threads or len(os.sched_getaffinity(0))
         environment |= {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        # Spinning OMP threads would take the cores from the API server and the learner: 4 times the CPU time a step.
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if settings.tp == 1:
             # The engine then runs the model in its own process: one process less to import, one hop less a step.
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
