@@ -2,7 +2,7 @@
 
     prompts -> rollout -> reward -> filter -> advantage -> pack -> learner -> weight sync -> record
 
-`Prompt` -> `Completion` -> `RolloutGroup` -> `Sequence` -> `PackedBatch` -> `TokenScores`, `UpdateResult` -> `StepRecord`
+`Prompt`, `Completion`, `RolloutGroup`, `Sequence`, `PackedBatch`, `TokenScores`, `UpdateResult`, `StepRecord`
 """
 
 from __future__ import annotations

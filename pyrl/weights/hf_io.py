@@ -102,7 +102,7 @@ def save_hf_folder(tensors: Iterable[tuple[str, torch.Tensor]], source: Path | s
     """Write a Hugging Face folder: `tensors` as safetensors, config and tokenizer files copied from `source`.
 
     Everything is written to a temporary folder beside `folder`, which is then renamed; an older `folder` is replaced.
-    On an error nothing stays behind and an older `folder` is untouched.
+    On an error nothing stays behind and an older `folder` is untouched. Raises OSError (disk full, no permission).
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], work: Path) -> to
         dtype = dtype or next(iter(shard.values())).dtype
         total += sum(t.nbytes for t in shard.values())
         weight_map |= dict.fromkeys(shard, count)
-        save_file(shard, work / _part_name(count), metadata={"format": "pt"})
+        _save(shard, work / _part_name(count))
     if dtype is None:
         raise ValueError("no tensors to write")
     if count == 1:
@@ -147,6 +147,13 @@ def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], work: Path) -> to
     index = {"metadata": {"total_size": total}, "weight_map": {k: names[i] for k, i in weight_map.items()}}
     (work / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     return dtype
+
+
+def _save(shard: dict[str, torch.Tensor], file: Path) -> None:
+    try:
+        save_file(shard, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # the library's own type for a full disk
+        raise OSError(f"cannot write {file}: {error}") from error
 
 
 def _part_name(number: int) -> str:

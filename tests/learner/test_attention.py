@@ -35,7 +35,9 @@ def frequencies() -> torch.Tensor:
 def rotated(x: torch.Tensor) -> torch.Tensor:
     """RoPE of one head [n, d], each pair (j, j + d/2) turned as a complex number."""
     half = HEAD_DIM // 2
-    turn = torch.polar(torch.ones(len(x), half, dtype=x.dtype), torch.outer(torch.arange(len(x)), frequencies()).double())
+    turn = torch.polar(
+        torch.ones(len(x), half, dtype=x.dtype), torch.outer(torch.arange(len(x)), frequencies()).double()
+    )
     pairs = torch.complex(x[:, :half], x[:, half:]) * turn
     return torch.cat([pairs.real, pairs.imag], dim=1)
 
@@ -100,5 +102,5 @@ def test_cuda_attention_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigError, match="needs the module flash_attn, which is not installed"):
         choose_attention("flash_attn", cuda, torch.bfloat16)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    with pytest.raises(ConfigError, match="needs model.dtype bf16"):
+    with pytest.raises(ConfigError, match=r"needs model\.dtype bf16"):
         choose_attention("torch_varlen", cuda, torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,20 +172,18 @@ def test_no_micro_batch_is_an_error(tmp_path: Path, parallel: Parallel) -> None:
         learner.update([], objective)
 
 
-def test_a_failed_export_leaves_nothing_behind(
-    tmp_path: Path, parallel: Parallel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_stops_an_export_and_leaves_nothing_behind(tmp_path: Path, parallel: Parallel) -> None:
     save_tiny_model("qwen2", tmp_path / "source")
     learner = Learner(run_config(tmp_path / "source"), parallel)
     learner.export_hf(tmp_path / "final")
     kept = (tmp_path / "final" / "model.safetensors").read_bytes()
-
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pyrl.weights.hf_io.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        learner.export_hf(tmp_path / "final")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) // 2, limit[1]))
+    try:
+        with pytest.raises(OSError, match="cannot write .*File too large"):
+            learner.export_hf(tmp_path / "final")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["final", "source"]
     assert (tmp_path / "final" / "model.safetensors").read_bytes() == kept
 

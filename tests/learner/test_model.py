@@ -24,7 +24,7 @@ def test_padded_vocabulary(vocab: int, tp: int, requested: int | None, wanted: i
 def test_padded_vocabulary_too_small_or_not_divisible() -> None:
     with pytest.raises(ConfigError, match="padded_vocab_size 210 is smaller than the model's vocabulary of 211"):
         padded_vocab_size(211, 1, 210)
-    with pytest.raises(ConfigError, match="padded_vocab_size 213 is not divisible by parallel.tp 2"):
+    with pytest.raises(ConfigError, match=r"padded_vocab_size 213 is not divisible by parallel\.tp 2"):
         padded_vocab_size(211, 2, 213)
 
 

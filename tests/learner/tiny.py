@@ -56,9 +56,7 @@ def random_sequences(count: int, *, seed: int = 0, vocab: int = VOCAB) -> list[S
         length = int(torch.randint(1, longest + 1, (), generator=generator))
         return tuple(torch.randint(0, vocab, (length,), generator=generator).tolist())
 
-    return [
-        Sequence(i, ids(20), ids(40), float(torch.randn((), generator=generator))) for i in range(count)
-    ]
+    return [Sequence(i, ids(20), ids(40), float(torch.randn((), generator=generator))) for i in range(count)]
 
 
 def run_config(folder: Path, /, **sections: Any) -> RunConfig:

