@@ -21,8 +21,8 @@ from pyrl.stages.supervised import fine_tune, load_demonstrations
 from pyrl.telemetry.progress import StepProgress
 from pyrl.trainer import load_tokenizer, train
 
-TRAIN_PROMPTS, VALIDATION_PROMPTS, DEMONSTRATIONS = 500, 150, 20_000
-SUPERVISED_STEPS, SUPERVISED_BATCH, SUPERVISED_LR = 120, 256, 1e-3
+TRAIN_PROMPTS, VALIDATION_PROMPTS, DEMONSTRATIONS = 1000, 150, 20_000
+SUPERVISED_STEPS, SUPERVISED_BATCH, SUPERVISED_LR = 90, 256, 1e-3
 METHODS: dict[str, LossConfig] = {"grpo": PPOClip(), "kl_cov": KLCov(name="kl_cov", kl_cov_ratio=3e-2)}
 """3% of the tokens, where the paper takes 0.2%: a mini-batch here holds hundreds of tokens, not hundreds of
 thousands."""

@@ -49,11 +49,11 @@ def expressions(numbers: tuple[int, ...]) -> dict[str, int]:
 
 
 def all_questions() -> list[Question]:
-    """Every reachable (digits, non-negative target), in a fixed order."""
+    """Every reachable (digits, target), in a fixed order."""
     return [
         Question(numbers, target)
         for numbers in itertools.combinations_with_replacement(range(1, 10), 3)
-        for target in sorted({value for value in expressions(numbers).values() if value >= 0})
+        for target in sorted(set(expressions(numbers).values()))
     ]
 
 

@@ -143,9 +143,7 @@ class RolloutClient:
             check_servers=check_servers,
         )
 
-    def generate(
-        self, requests: Sequence[GenerateRequest], *, policy_version: int | None = None
-    ) -> list[GroupResult]:
+    def generate(self, requests: Sequence[GenerateRequest], *, policy_version: int | None = None) -> list[GroupResult]:
         """One result per request, in order; a request that fails for good has an `error` and no completions.
 
         Every token must come from the weights of `policy_version` (None: any): PolicyVersionMismatch otherwise.

@@ -80,9 +80,8 @@ def server_command(settings: ServerSettings, port: int) -> list[str]:
     ]  # fmt: skip
     if settings.deterministic:
         command += ["--scheduling-policy", "priority", "--no-async-scheduling"]
-    return command + (_cpu_arguments(settings) if settings.device == "cpu" else _cuda_arguments(settings)) + [
-        *settings.extra_args
-    ]
+    command += _cpu_arguments(settings) if settings.device == "cpu" else _cuda_arguments(settings)
+    return [*command, *settings.extra_args]
 
 
 def _cpu_arguments(settings: ServerSettings) -> list[str]:

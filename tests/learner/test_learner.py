@@ -180,7 +180,7 @@ def test_a_full_disk_stops_an_export_and_leaves_nothing_behind(tmp_path: Path, p
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) // 2, limit[1]))
     try:
-        with pytest.raises(OSError, match="cannot write .*File too large"):
+        with pytest.raises(OSError, match=r"cannot write .*File too large"):
             learner.export_hf(tmp_path / "final")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
