@@ -1,7 +1,7 @@
 """The quickstart's task, made from nothing: reach a target from three digits with + - *.
 
 A question is a multiset of three digits from 1 to 9 and a target that some expression over them reaches, for example
-`3,5,7>26:` -> `3*7+5`. Reinforcement-learning prompts, held-out prompts and demonstrations share no question.
+`357>26:` -> `3*7+5`. Reinforcement-learning prompts, held-out prompts and demonstrations share no question.
 A demonstration is one of the solutions of its question, drawn uniformly.
 """
 
@@ -24,7 +24,7 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        return f"{','.join(map(str, self.numbers))}>{self.target}:"
+        return f"{''.join(map(str, self.numbers))}>{self.target}:"
 
     def to_row(self, index: int) -> dict[str, object]:
         """The row in the schema of `data.path`."""
