@@ -74,7 +74,7 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once a node: a folder may be missing on one of them alone
             errors.print(f"error: {error}", style="bold red", markup=False)
         sys.exit(2)
     except Exception as error:

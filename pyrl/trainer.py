@@ -17,6 +17,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer
 
 from pyrl.config import ConfigError, RunConfig
@@ -92,7 +93,8 @@ class Run:
         tokenizer = load_tokenizer(config.model.path)
         prompts = load_prompts(config.data, tokenizer)
         held_out = load_prompts(config.data, tokenizer, validation=True) if config.data.validation_path else []
-        timers = Timers()
+        on_cuda = parallel.device.type == "cuda"
+        timers = Timers(torch.cuda.synchronize if on_cuda else None)
         pool = None
         if parallel.is_leader:
             reward = config.reward
@@ -163,6 +165,8 @@ class Run:
         """Write the final policy."""
         if self.config.checkpoint.export_hf:
             self.learner.export_hf(self.folder / "final")
+        if self.recorder is not None:
+            self.recorder.sync()
 
     def save(self) -> None:
         """Write a checkpoint of everything that the next step depends on."""
@@ -237,15 +241,30 @@ class Run:
             log.warning("step %d: %.1f%% of the completions could not be judged", record["step"], 100 * share)
 
 
-RESUMABLE_CHANGES = ("steps", "checkpoint", "validation")
-"""Settings that a resumed run may have other than its checkpoint: they do not change the steps already made."""
+RESUMABLE_CHANGES = (
+    "steps",
+    "checkpoint",
+    "validation",
+    "data.validation_path",
+    "reward.workers",
+    "reward.timeout_seconds",
+    "rollout.urls",
+    "rollout.request_timeout_seconds",
+    "rollout.max_retries",
+    "rollout.startup_timeout_seconds",
+    "rollout.kv_cache_gib",
+    "rollout.gpu_memory_utilization",
+    "parallel.timeout_seconds",
+)
+"""Settings that a resumed run may have other than its checkpoint: where it runs and how long it waits, not what it
+computes."""
 
 
 def changed_fields(old: dict, new: dict, prefix: str = "") -> list[str]:
     """Dotted names of the settings that differ and may not."""
     changed = []
     for key in sorted(old.keys() | new.keys()):
-        if not prefix and key in RESUMABLE_CHANGES:
+        if f"{prefix}{key}" in RESUMABLE_CHANGES:
             continue
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):

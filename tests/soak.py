@@ -113,7 +113,8 @@ def differences(one: Path, other: Path) -> list[str]:
     """What is not bit-equal between two finished runs: records, samples, weights."""
     found = []
     for a, b in zip(records(one), records(other), strict=True):
-        found += [f"step {a['step']} {k}: {a[k]} / {b[k]}" for k in a if a[k] != b.get(k)]
+        names = sorted(a.keys() | b.keys())
+        found += [f"step {a['step']} {k}: {a.get(k)} / {b.get(k)}" for k in names if a.get(k) != b.get(k)]
     if (one / "samples.jsonl").read_bytes() != (other / "samples.jsonl").read_bytes():
         found.append("samples.jsonl")
     first, second = (load_file(folder / "final" / "model.safetensors") for folder in (one, other))
@@ -128,8 +129,11 @@ def moment(run_folder: Path, rng: random.Random) -> tuple[str, Callable[[], bool
         metrics = run_folder / "metrics.jsonl"
         started = lambda: (metrics.exists() and metrics.read_bytes().count(b"\n") >= step)  # noqa: E731
         return f"in step {step + 1}", started, rng.uniform(0.0, 1.0)
-    writing = lambda: any(checkpoints.glob(".writing_*")) if checkpoints.exists() else False  # noqa: E731
-    return "in a checkpoint", writing, rng.uniform(0.0, 0.1)
+    if rng.random() < 0.7:
+        writing = checkpoints / f".writing_step_{step + 1:06d}"
+        return f"writing checkpoint {step + 1}", writing.exists, rng.uniform(0.0, 0.1)
+    renamed = checkpoints / f"step_{step + 1:06d}"
+    return f"after the rename of checkpoint {step + 1}", renamed.exists, 0.0
 
 
 def main() -> int:
@@ -151,7 +155,7 @@ def main() -> int:
             killed = job.kill_when(run_folder, condition, delay)
             job.finish(run_folder)
             different = differences(folder / "unbroken", run_folder)
-            failures += bool(different)
+            failures += bool(different) or not killed
             print(f"{number + 1:3d} {name}: {'killed' if killed else 'ended before'}, "
                   f"{'equal' if not different else different[:5]}", flush=True)  # fmt: skip
     print(f"{options.kills - failures} passed, {failures} failed")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pyrl.analysis.records import load_runs
 from pyrl.analysis.report import compare, write_report
-from pyrl.config import KLCov, LossConfig, PPOClip, RunConfig, load_tree, parse_config
+from pyrl.config import ConfigError, KLCov, LossConfig, PPOClip, RunConfig, load_tree, parse_config
 from pyrl.learner.learner import Learner
 from pyrl.learner.parallel import destroy_parallel, init_parallel
 from pyrl.quickstart.model import write_model
@@ -23,6 +23,8 @@ from pyrl.trainer import load_tokenizer, train
 
 TRAIN_PROMPTS, VALIDATION_PROMPTS, DEMONSTRATIONS = 1000, 150, 20_000
 SUPERVISED_STEPS, SUPERVISED_BATCH, SUPERVISED_LR = 90, 256, 1e-3
+MARKER = ".quickstart"
+
 METHODS: dict[str, LossConfig] = {"grpo": PPOClip(), "kl_cov": KLCov(name="kl_cov", kl_cov_ratio=3e-2)}
 """3% of the tokens, where the paper takes 0.2%: a mini-batch here holds hundreds of tokens, not hundreds of
 thousands."""
@@ -32,9 +34,8 @@ def run_quickstart(folder: Path, settings: Path, overrides: list[str]) -> None:
     """Train both policies, write `report.html` and `report.png` into `folder`, print a table. Starts anew each time."""
     console = Console()
     started = time.perf_counter()
-    if folder.exists():
-        shutil.rmtree(folder)
     configs = method_configs(settings, overrides, folder)
+    clear(folder)
     base = configs["grpo"]
     files = write_task(
         folder / "data",
@@ -55,9 +56,22 @@ def run_quickstart(folder: Path, settings: Path, overrides: list[str]) -> None:
     console.print(f"report: {html}\npicture: {png}\n{time.perf_counter() - started:.0f} s in all")
 
 
+def clear(folder: Path) -> None:
+    """Empty the folder of an earlier quickstart; ConfigError for a folder that is anything else."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+        raise ConfigError(f"--folder {folder} holds files that no quickstart wrote: give a new or empty folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARKER).write_text("Written by `pyrl quickstart`, which empties this folder when it is run again.\n")
+
+
 def method_configs(settings: Path, overrides: list[str], folder: Path) -> dict[str, RunConfig]:
     """The resolved config of each method; they differ in the loss block alone."""
     tree = load_tree(settings, overrides)
+    for key in ("loss", "model.path", "data.path", "data.validation_path"):
+        section, _, name = key.partition(".")
+        if section in tree and (not name or name in tree[section]):
+            raise ConfigError(f"{key}: `pyrl quickstart` sets it itself; use `pyrl train` to choose it")
     tree.setdefault("model", {})["path"] = str(folder / "supervised")
     tree.setdefault("data", {}).update(
         path=str(folder / "data" / "train.jsonl"), validation_path=str(folder / "data" / "validation.jsonl")

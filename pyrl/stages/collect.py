@@ -64,6 +64,11 @@ def mean_reward(groups: list[RolloutGroup]) -> float | None:
     return sum(rewards) / len(rewards) if rewards else None
 
 
+def with_verdict(groups: list[RolloutGroup]) -> list[RolloutGroup]:
+    """Groups with at least one completion that could be judged; the others have nothing to train on."""
+    return [g for g in groups if any(reward is not None for reward in g.rewards)]
+
+
 class Collector:
     """Generates and grades the groups of a step. Each data-parallel leader does its own share of the prompts."""
 
@@ -105,14 +110,14 @@ class Collector:
             collected.refills = refill
             collected.judged += groups
             collected.groups_failed += len(asked) - len(groups)
-            collected.groups += keep_informative(groups)[0] if sampling.enabled else groups
+            collected.groups += keep_informative(groups)[0] if sampling.enabled else with_verdict(groups)
         updates = self._config.algorithm.updates_per_rollout
         if len(collected.groups) < updates:
             raise NoGroupsError(
                 f"step {step}: {len(collected.groups)} groups are left for {updates} updates after "
                 f"{collected.refills} refills ({collected.groups_failed} failed, "
-                f"{len(collected.judged) - len(collected.groups)} all right or all wrong): the task is too easy or too "
-                "hard for this model, or raise rollout.dynamic_sampling.max_refills"
+                f"{len(collected.judged) - len(collected.groups)} all right, all wrong, unjudged): the task is too "
+                "easy or too hard for this model, or raise rollout.dynamic_sampling.max_refills"
             )
         return collected
 

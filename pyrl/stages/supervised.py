@@ -33,7 +33,7 @@ def load_demonstrations(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path}, line {number}: not JSON ({error})") from error
         for field in ("prompt", "response"):
-            if not isinstance(row.get(field), str) or not row[field]:
+            if not isinstance(row, dict) or not isinstance(row.get(field), str) or not row[field]:
                 raise ConfigError(f"{path}, line {number}: {field!r} must be a text that is not empty")
         rows.append(row)
     prompts = tokenizer([r["prompt"] for r in rows], add_special_tokens=False)["input_ids"]
@@ -66,6 +66,7 @@ def fine_tune(
         batch = [replace(sequence, sample_index=i) for i, sequence in enumerate(drawn)]
         plan = plan_micro_batches([len(s) for s in batch], dp=parallel.dp_size, max_tokens=max_tokens)
         packed = [pack([batch[i] for i in m], pad_multiple=learner.pad_multiple) for m in plan[parallel.dp_rank]]
+        packed = [batch.to(parallel.device) for batch in packed]
         tokens = global_token_count([p.response_mask for p in packed], parallel.dp_group)
 
         def negative_logprob(

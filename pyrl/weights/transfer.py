@@ -138,8 +138,10 @@ class ShmWeightTransfer(WeightTransfer):
         """Give the server at `url` the last synced weights; nothing before the first sync."""
         if self._current is None:
             return
-        version, chunks = self._current
-        self._apply(next(c for c in self._controls if c.url == url), version, chunks)
+        control = next(c for c in self._controls if c.url == url)
+        with self._locks[url]:  # a sync may be replacing them
+            version, chunks = self._current
+            self._send(control, version, chunks)
 
     def close(self) -> None:
         if self._pool is not None and self._pool.on_restart == self.resend:
@@ -195,11 +197,14 @@ class ShmWeightTransfer(WeightTransfer):
 
     def _apply(self, control: EngineControl, version: int, chunks: list[_Chunk]) -> None:
         with self._locks[control.url]:
-            with paused(control):
-                control.start_update()
-                for chunk in chunks:
-                    control.update(chunk.info(chunks[-1]), timeout=self._timeout)
-                control.finish_update(version, timeout=self._timeout)
+            self._send(control, version, chunks)
+
+    def _send(self, control: EngineControl, version: int, chunks: list[_Chunk]) -> None:
+        with paused(control):
+            control.start_update()
+            for chunk in chunks:
+                control.update(chunk.info(chunks[-1]), timeout=self._timeout)
+            control.finish_update(version, timeout=self._timeout)
 
     def _wait_resent(self, control: EngineControl, version: int, error: EngineCallError) -> None:
         """A server that died during the update is restarted by the pool, which calls `resend`."""
