@@ -30,7 +30,12 @@ def train(
     resolved = load_config(config, overrides or [])
     from pyrl.trainer import train as run_training  # imports torch and Megatron-Core: only when needed
 
-    run_training(resolved, run_folder or Path("runs") / config.stem)
+    folder = run_folder or Path("runs") / config.stem
+    run_training(resolved, folder)
+    if os.environ.get("RANK", "0") == "0":
+        from pyrl.analysis.report import write_report
+
+        write_report({folder.name: folder}, folder, title=f"pyrl: {folder.name}")
 
 
 @app.command()

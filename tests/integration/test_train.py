@@ -52,6 +52,7 @@ def test_a_run_leaves_what_it_promises(unbroken: Path) -> None:
     assert AutoTokenizer.from_pretrained(unbroken / "final").eos_token_id == 0
     assert AutoModelForCausalLM.from_pretrained(unbroken / "final").num_parameters() == 558_720
     assert list(unbroken.glob("events.out.tfevents.*")) and (unbroken / "config.yaml").exists()
+    assert "<svg" in (unbroken / "report.html").read_text()
 
 
 def test_the_same_seed_twice_is_equal(job: soak.Job, unbroken: Path) -> None:

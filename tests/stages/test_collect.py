@@ -1,0 +1,125 @@
+"""Filling a step with groups: refills, failed and unjudged groups. The engine and the grader are scripted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pyrl.config import RunConfig, parse_config
+from pyrl.data.cursor import PromptCursor
+from pyrl.stages.collect import Collector, NoGroupsError
+from pyrl.stages.engines import GenerationJob
+from pyrl.telemetry.timers import Timers
+from pyrl.types import Completion, Prompt, RolloutGroup, Verdict
+
+PROMPTS = [Prompt(str(i), (i + 1, 2), str(i), "toy") for i in range(40)]
+
+
+class Alone:
+    """A world of one rank."""
+
+    world_size = dp_size = 1
+    dp_rank = rank = 0
+    is_leader = True
+
+
+class ScriptedEngine:
+    """Answers every prompt but those in `failing`; keeps the numbers it was asked with."""
+
+    def __init__(self, failing: set[str]) -> None:
+        self.failing, self.jobs = failing, []
+
+    def generate(self, job: GenerationJob) -> list[RolloutGroup]:
+        self.jobs.append(job)
+        completion = Completion((5, 1), (-0.1, -0.2), "stop", ())
+        return [RolloutGroup(p, [completion] * job.samples) for _, p in job.prompts if p.id not in self.failing]
+
+
+class ScriptedGrader:
+    def __init__(self, outcome: Callable[[int, int], str]) -> None:
+        self.outcome, self.seen = outcome, {}
+
+    def grade(self, items: list[tuple[str, str]]) -> list[Verdict]:
+        verdicts = []
+        for _, truth in items:
+            sample = self.seen[truth] = self.seen.get(truth, -1) + 1
+            verdicts.append(Verdict(self.outcome(int(truth), sample), "scripted"))
+        return verdicts
+
+
+class Tokenizer:
+    def batch_decode(self, ids: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        return ["text"] * len(ids)
+
+
+def collector(outcome: Callable[[int, int], str], failing: set[str] = frozenset(), **rollout: object) -> Collector:
+    sampling = rollout.pop("dynamic_sampling", {})
+    tree = {
+        "model": {"path": "m"},
+        "data": {"path": "d"},
+        "algorithm": {"updates_per_rollout": 2},
+        "rollout": {"prompts_per_step": 6, "samples_per_prompt": 2, "dynamic_sampling": sampling} | rollout,
+    }
+    config: RunConfig = parse_config(tree)
+    made = Collector(
+        config,
+        engines=ScriptedEngine(failing),
+        pool=ScriptedGrader(outcome),
+        tokenizer=Tokenizer(),
+        parallel=Alone(),
+        timers=Timers(),
+    )
+    return made
+
+
+def run(made: Collector):
+    cursor = PromptCursor(len(PROMPTS), seed=0, shuffle=False)
+    return made.collect(PROMPTS, cursor, step=1, policy_version=0), cursor
+
+
+def mixed_if_even(prompt: int, sample: int) -> str:
+    return "right" if prompt % 2 == 0 and sample == 0 else "wrong"
+
+
+def test_refills_until_every_group_carries_a_signal() -> None:
+    made = collector(mixed_if_even, dynamic_sampling={"enabled": True, "max_refills": 4})
+    collected, cursor = run(made)
+    assert [g.prompt.id for g in collected.groups] == ["0", "2", "4", "6", "8", "10"]
+    assert collected.refills == 3 and cursor.consumed == 11  # 6 + 3 + 1 + 1, each time what is missing
+    numbers = [number for job in made._engines.jobs for number, _ in job.prompts]
+    assert numbers == list(range(11))  # seeds depend on these: no number twice in a step
+
+
+def test_reward_before_filtering_counts_dropped_groups() -> None:
+    made = collector(mixed_if_even, dynamic_sampling={"enabled": True, "max_refills": 4})
+    metrics = run(made)[0].metrics()
+    assert metrics["reward_mean"] == 6 / 22 and metrics["reward_mean_kept"] == 0.5
+    assert metrics["groups_dropped_uniform"] == 5 and metrics["groups_kept"] == 6
+
+
+def test_without_dynamic_sampling_uniform_groups_stay() -> None:
+    collected, cursor = run(collector(lambda prompt, sample: "wrong"))
+    assert len(collected.groups) == 6 and cursor.consumed == 6 and collected.refills == 0
+
+
+def test_failed_groups_are_counted_and_left_out() -> None:
+    collected, _ = run(collector(mixed_if_even, failing={"1", "4"}))
+    assert [g.prompt.id for g in collected.groups] == ["0", "2", "3", "5"]
+    assert collected.groups_failed == 2
+
+
+def test_groups_without_a_verdict_are_left_out_and_unjudged_answers_have_no_reward() -> None:
+    def outcome(prompt: int, sample: int) -> str:
+        return "unjudged" if prompt == 0 or sample == 1 else "right"
+
+    collected, _ = run(collector(outcome))
+    assert [g.prompt.id for g in collected.groups] == ["1", "2", "3", "4", "5"]
+    metrics = collected.metrics()
+    assert metrics["verdicts_unjudged"] == 7 and metrics["reward_mean"] == 1.0
+
+
+def test_too_few_groups_stop_the_run_with_the_counts() -> None:
+    made = collector(lambda p, s: "wrong", dynamic_sampling={"enabled": True, "max_refills": 2})
+    with pytest.raises(NoGroupsError, match="0 groups are left for 2 updates after 2 refills"):
+        run(made)
