@@ -145,7 +145,9 @@ def test_records_survive_a_killed_writer(tmp_path: Path) -> None:
     while told < 25:
         told = int(writer.stdout.readline())
     os.kill(writer.pid, signal.SIGKILL)
-    rest, _ = writer.communicate(timeout=20)
+    rest = writer.stdout.read()  # communicate() would skip what readline has buffered
+    writer.stdout.close()
+    writer.wait(timeout=20)
     told = max([told, *map(int, rest.split())])
     with RunRecorder(tmp_path) as recorder:
         assert recorder.last_step in (told, told + 1)
