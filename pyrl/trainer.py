@@ -7,7 +7,7 @@
     -> record                                   RunRecorder.write        metrics.jsonl
 
 Every rank runs this file in lockstep. Leaders (tensor and pipeline rank 0 of each replica) generate and grade their
-share; rank 0 also talks to the servers' weight API and writes the run folder.
+share; each node's first rank feeds its servers' weights; rank 0 writes the run folder.
 """
 
 from __future__ import annotations

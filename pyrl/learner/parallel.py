@@ -51,11 +51,6 @@ class Parallel:
         return self.pp_rank == self.pp_size - 1
 
     @property
-    def leader_rank(self) -> int:
-        """Global rank of this replica's leader."""
-        return dist.get_process_group_ranks(self.model_parallel_group)[0]
-
-    @property
     def last_stage_rank(self) -> int:
         """Global rank of the last pipeline stage with this tp and dp rank."""
         return dist.get_process_group_ranks(self.pp_group)[-1]
