@@ -89,7 +89,9 @@ class DynamicSamplingConfig(Section):
 
 class RolloutConfig(Section):
     urls: tuple[str, ...] = ()
-    """vLLM servers that already run, started with the development RL endpoints. Empty: pyrl starts its own."""
+    """vLLM servers that already run, started with the development RL endpoints. Empty: pyrl starts its own. Rank 0
+    sends them the weights: with `shm` they must run on its machine, with `ipc` on the learners' GPUs. One that is
+    restarted by whoever runs it is given the weights again."""
     servers_per_node: PositiveInt = 1
     tp: PositiveInt = 1
     """Tensor-parallel size of each server that pyrl starts."""
@@ -114,9 +116,24 @@ class RolloutConfig(Section):
     """Deadline of one request."""
     max_retries: Annotated[int, Field(ge=0)] = 3
     """Further tries of one request; a group that still fails is dropped and counted."""
+    timeout_seconds: Seconds = 3600.0
+    """Deadline of one rollout: generating and grading the prompts that are asked together, retries included. Ranks that
+    wait for the slowest replica wait this long, whatever `parallel.timeout_seconds` is."""
     startup_timeout_seconds: Seconds = 600.0
+    """How long a server may take to start or to start again."""
+    sync_timeout_seconds: Seconds = 900.0
+    """Deadline of one weight sync, a server's restart in the middle of it included."""
     extra_server_args: tuple[str, ...] = ()
     """Passed to `vllm.entrypoints.openai.api_server` as they are."""
+
+    @model_validator(mode="after")
+    def _deadlines_agree(self) -> RolloutConfig:
+        if self.timeout_seconds < self.request_timeout_seconds:
+            raise ValueError(
+                f"request_timeout_seconds {self.request_timeout_seconds:g} exceeds timeout_seconds "
+                f"{self.timeout_seconds:g}, the deadline of the whole rollout: raise timeout_seconds"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sampling_is_on_policy(self) -> RolloutConfig:
@@ -213,7 +230,9 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step is saved too. 0: never."""
     keep_last: PositiveInt = 2
     resume: Literal["auto", "never"] | Path = "auto"
-    """`auto`: from the newest complete checkpoint of the run folder, if there is one; or a checkpoint folder."""
+    """`auto`: from the newest complete checkpoint of the run folder, if there is one. `never`: into a folder without a
+    run. Or a checkpoint folder: of this run folder (the run goes back, and what it recorded and saved later is set
+    aside) or of another run (into a folder without a run)."""
     export_hf: bool = True
     """Write the final policy as a Hugging Face folder `final/`."""
 

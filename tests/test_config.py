@@ -98,6 +98,7 @@ def test_wrong_type_and_bounds_name_field_and_value(file: Path, override: str, f
         (["loss={name: clip_cov, clip_cov_lb: 5, clip_cov_ub: 5}"], "clip_cov_lb 5.0 must be below clip_cov_ub 5.0"),
         (["algorithm.updates_per_rollout=9", "rollout.prompts_per_step=8"], "updates_per_rollout 9 exceeds"),
         (["parallel.sequence_parallel=true"], "sequence_parallel needs parallel.tp > 1"),
+        (["rollout.request_timeout_seconds=7200"], "request_timeout_seconds 7200 exceeds timeout_seconds 3600"),
         (["validation.every=5"], "data.validation_path is not"),
         (["model.padded_vocab_size=1001", "parallel.tp=2"], "1001 is not divisible by parallel.tp 2"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +11,10 @@ import torch
 import torch.distributed as dist
 
 from pyrl.config import ConfigError, ParallelConfig
+from pyrl.learner.barrier import RankBarrier
+
+_opened = itertools.count()
+"""Numbers the barriers of this process, the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Parallel:
     model_parallel_group: dist.ProcessGroup
     cpu_group: dist.ProcessGroup
     """Every rank, over gloo: for objects and CPU tensors."""
+    barrier: RankBarrier
+    """Every rank: for waits that may outlast `timeout`."""
 
     @property
     def is_leader(self) -> bool:
@@ -136,4 +143,14 @@ def _build_groups(config: ParallelConfig, device: torch.device, timeout: timedel
         dp_group=parallel_state.get_data_parallel_group(),
         model_parallel_group=parallel_state.get_model_parallel_group(),
         cpu_group=dist.group.WORLD if on_cpu else dist.new_group(backend="gloo", timeout=timeout),
+        barrier=_open_barrier(),
     )
+
+
+def _open_barrier() -> RankBarrier:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if world_size == 1:
+        return RankBarrier(None, rank, world_size)
+    store = dist.distributed_c10d._get_default_store()
+    # A job may be left and joined again over one store.
+    return RankBarrier(dist.PrefixStore(f"pyrl/barrier/{next(_opened)}", store), rank, world_size)

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import aiohttp
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from pyrl.config import RunConfig
 from pyrl.rollout import vllm_adapter as vllm
 from pyrl.types import Completion
 
@@ -26,6 +24,8 @@ POLL_SECONDS = 0.5
 """Between two looks at a server that is being restarted."""
 CONTROL_SECONDS = 30.0
 """Deadline of a control call (pause, resume, version)."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
+"""Before the retries of a request: doubled each time."""
 
 
 class RolloutError(RuntimeError):
@@ -40,8 +40,11 @@ class _Retryable(Exception):
     """One try of a request failed in a way that may pass."""
 
 
-class _Hopeless(Exception):
-    """The server will not hold the expected weights again in time: the group is dropped."""
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """In place of an answer: why there is none."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,8 @@ class RolloutClient:
     """A synchronous face over an event loop in a thread of its own. One thread may call it at a time.
 
     Requests go to the servers in turn. With `deterministic`, each server is paused, given all its requests, and
-    resumed, so that batches depend on the requests alone; then only one client may use a server at a time.
+    resumed, so that batches depend on the requests alone, and if one request fails, all of them are tried again; then
+    only one client may use a server at a time.
     """
 
     def __init__(
@@ -103,12 +107,14 @@ class RolloutClient:
         request_timeout: float = 300.0,
         max_retries: int = 3,
         recovery_timeout: float = 600.0,
+        timeout: float = 3600.0,
         deterministic: bool = False,
         check_servers: Callable[[], None] | None = None,
     ) -> None:
         """`check_servers` raises when the servers are given up (`ServerPool.raise_if_failed`); asked before a retry.
         `recovery_timeout`: seconds to wait, before a retry, for a server to be back with the expected weights; 0
-        where nobody gives a restarted server its weights while the caller waits (ipc, nccl)."""
+        where nobody gives a restarted server its weights while the caller waits. `timeout`: deadline of `generate`,
+        seconds, retries included."""
         if not urls:
             raise ValueError("urls is empty: a rollout client needs at least one vLLM server")
         self._urls = tuple(url.rstrip("/") for url in urls)
@@ -116,6 +122,7 @@ class RolloutClient:
         self._request_timeout = request_timeout
         self._max_retries = max_retries
         self._recovery_timeout = recovery_timeout
+        self._timeout = timeout
         self._deterministic = deterministic
         self._check_servers = check_servers or (lambda: None)
         self._recovery: dict[str, asyncio.Lock] = {url: asyncio.Lock() for url in self._urls}
@@ -124,30 +131,12 @@ class RolloutClient:
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout-client", daemon=True)
         self._thread.start()
 
-    @classmethod
-    def from_config(
-        cls,
-        config: RunConfig,
-        urls: Sequence[str],
-        stop_token_ids: Sequence[int],
-        check_servers: Callable[[], None] | None = None,
-    ) -> Self:
-        rollout = config.rollout
-        return cls(
-            urls,
-            stop_token_ids=stop_token_ids,
-            request_timeout=rollout.request_timeout_seconds,
-            max_retries=rollout.max_retries,
-            recovery_timeout=rollout.startup_timeout_seconds if rollout.transport == "shm" else 0.0,
-            deterministic=config.deterministic,
-            check_servers=check_servers,
-        )
-
     def generate(self, requests: Sequence[GenerateRequest], *, policy_version: int | None = None) -> list[GroupResult]:
         """One result per request, in order; a request that fails for good has an `error` and no completions.
 
         Every token must come from the weights of `policy_version` (None: any): PolicyVersionMismatch otherwise.
-        RolloutError where a server refuses a request (for instance a prompt longer than the model's context).
+        RolloutError where a server refuses a request (for instance a prompt longer than the model's context), or when
+        the deadline has passed.
         """
         return self._run(self._generate(requests, policy_version))
 
@@ -184,32 +173,35 @@ class RolloutClient:
 
     async def _generate(self, requests: Sequence[GenerateRequest], version: int | None) -> list[GroupResult]:
         await self._open()
-        per_url = {url: range(i, len(requests), len(self._urls)) for i, url in enumerate(self._urls)}
         results: list[GroupResult | None] = [None] * len(requests)
-        async with _first_error(), asyncio.TaskGroup() as tasks:
-            for url, indices in per_url.items():
-                tasks.create_task(self._generate_on(url, indices, requests, version, results))
+        try:
+            async with _first_error(), asyncio.timeout(self._timeout), asyncio.TaskGroup() as tasks:
+                for i, url in enumerate(self._urls):
+                    indices = range(i, len(requests), len(self._urls))
+                    for together in [indices] if self._deterministic else ([index] for index in indices):
+                        if together:
+                            tasks.create_task(self._generate_on(url, together, requests, version, results))
+        except TimeoutError as error:
+            raise RolloutError(
+                f"{results.count(None)} of {len(requests)} prompts have no answer from {', '.join(self._urls)} after "
+                f"{self._timeout:g} s (rollout.timeout_seconds); raise it, or ask for fewer or shorter responses"
+            ) from error
         return [result for result in results if result is not None]
 
     async def _generate_on(
         self,
         url: str,
-        indices: range,
+        indices: Sequence[int],
         requests: Sequence[GenerateRequest],
         version: int | None,
         results: list[GroupResult | None],
     ) -> None:
-        if not indices:
-            return
+        bodies = [self._body(order, requests[index]) for order, index in enumerate(indices, start=1)]
+        answers = await self._ask(url, bodies, version, frozen=self._deterministic)
+        for index, answer in zip(indices, answers, strict=True):
+            results[index] = self._result(url, requests[index], answer, version)
 
-        async def one(order: int, index: int) -> None:
-            results[index] = await self._group(url, order, requests[index], version)
-
-        async with asyncio.TaskGroup() as tasks, self._frozen(url, len(indices)):
-            for order, index in enumerate(indices, start=1):
-                tasks.create_task(one(order, index))
-
-    async def _group(self, url: str, order: int, request: GenerateRequest, version: int | None) -> GroupResult:
+    def _body(self, order: int, request: GenerateRequest) -> bytes:
         body = vllm.generate_body(
             request.token_ids,
             samples=request.samples,
@@ -220,11 +212,16 @@ class RolloutClient:
             stop_token_ids=self._stop_token_ids,
             priority=order if self._deterministic else 0,
         )
+        return json.dumps(body).encode()
+
+    def _result(
+        self, url: str, request: GenerateRequest, answer: dict[str, Any] | _Failure, version: int | None
+    ) -> GroupResult:
+        if isinstance(answer, _Failure):
+            log.warning("a group is dropped: %s", answer.reason)
+            return GroupResult((), answer.reason)
         try:
-            completions = vllm.parse_generate(await self._post(url, body, version))
-        except (_Retryable, _Hopeless) as error:
-            log.warning("a group is dropped after %d tries: %s", 1 + self._max_retries, error)
-            return GroupResult((), str(error))
+            completions = vllm.parse_generate(answer)
         except (KeyError, TypeError, ValueError) as error:
             raise RolloutError(f"{url} answered a generate request with something else: {error!r}") from error
         if len(completions) != request.samples:
@@ -246,103 +243,128 @@ class RolloutClient:
 
         async def one(index: int, sequence: tuple[int, ...]) -> list[float]:
             url = self._urls[index % len(self._urls)]
-            try:
-                return vllm.parse_scores(await self._post(url, vllm.score_body(sequence), None), sequence)
-            except (_Retryable, _Hopeless) as error:
-                raise RolloutError(f"{url} could not score a sequence of {len(sequence)} tokens: {error}") from error
+            (answer,) = await self._ask(url, [json.dumps(vllm.score_body(sequence)).encode()], None)
+            if isinstance(answer, _Failure):
+                raise RolloutError(f"{url} could not score a sequence of {len(sequence)} tokens: {answer.reason}")
+            return vllm.parse_scores(answer, sequence)
 
         return await asyncio.gather(*(one(i, s) for i, s in enumerate(sequences)))
 
-    async def _post(self, url: str, body: dict[str, Any], version: int | None) -> dict[str, Any]:
-        """Answer to a generate request, tried up to 1 + max_retries times."""
+    async def _ask(
+        self, url: str, bodies: Sequence[bytes], version: int | None, *, frozen: bool = False
+    ) -> list[dict[str, Any] | _Failure]:
+        """Answers to generate requests, tried up to 1 + max_retries times.
 
-        async def recover(_: RetryCallState) -> None:
-            await self._recover(url, version)
+        They are tried together: if one fails, all are asked again. `frozen`: see `_frozen`.
+        """
+        answers = await self._try_all(url, bodies, version, frozen)
+        for retry in range(self._max_retries):
+            if not any(isinstance(answer, _Failure) for answer in answers):
+                break
+            hopeless = await self._recover(url, version)
+            if hopeless is not None:
+                return [hopeless if isinstance(answer, _Failure) else answer for answer in answers]
+            await asyncio.sleep(min(FIRST_PAUSE_SECONDS * 2**retry, LONGEST_PAUSE_SECONDS))
+            answers = await self._try_all(url, bodies, version, frozen)
+        return answers
 
-        data = json.dumps(body).encode()
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(1 + self._max_retries),
-            wait=wait_exponential(multiplier=0.2, max=5.0),
-            retry=retry_if_exception_type(_Retryable),
-            before_sleep=recover,
-            reraise=True,
-        )
-        return await retrying(self._try, url + vllm.GENERATE, data)
+    async def _try_all(
+        self, url: str, bodies: Sequence[bytes], version: int | None, frozen: bool
+    ) -> list[dict[str, Any] | _Failure]:
+        failure = None
+        freeze = self._frozen(url) if frozen else contextlib.nullcontext([])
+        try:
+            async with asyncio.TaskGroup() as group, freeze as tasks:
+                tasks += [group.create_task(self._try(url, body, version)) for body in bodies]
+        except* _Retryable as error:
+            failure = _Failure(f"{url} {error.exceptions[0]}")
+        return [failure] * len(bodies) if failure is not None else [task.result() for task in tasks]
 
-    async def _try(self, address: str, data: bytes) -> dict[str, Any]:
-        headers = {"content-type": "application/json"}
+    async def _try(self, url: str, body: bytes, version: int | None) -> dict[str, Any] | _Failure:
+        address, headers = url + vllm.GENERATE, {"content-type": "application/json"}
         timeout = aiohttp.ClientTimeout(total=self._request_timeout)
         try:
-            async with self._session.post(address, data=data, headers=headers, timeout=timeout) as response:
+            async with self._session.post(address, data=body, headers=headers, timeout=timeout) as response:
                 text = await response.read()
-        except TimeoutError as error:
-            raise _Retryable(f"{address} did not answer within {self._request_timeout:g} s") from error
+        except TimeoutError:
+            return _Failure(f"{address} did not answer within {self._request_timeout:g} s")
         except aiohttp.ClientError as error:
-            raise _Retryable(f"{address}: {str(error) or type(error).__name__}") from error
+            return _Failure(f"{address}: {str(error) or type(error).__name__}")
         if response.status >= 500:
-            raise _Retryable(f"{address} answered {response.status}: {text[:300].decode(errors='replace')}")
+            return _Failure(f"{address} answered {response.status}: {text[:300].decode(errors='replace')}")
         if response.status != 200:
             raise RolloutError(f"{address} refused a request: {response.status}, {text[:500].decode(errors='replace')}")
-        payload = json.loads(text)
-        aborted = [c["finish_reason"] for c in payload["choices"] if c["finish_reason"] not in ("stop", "length")]
-        if aborted:
-            raise _Retryable(f"{address} ended {len(aborted)} samples early ({aborted[0]})")
-        return payload
+        try:
+            payload = json.loads(text)
+            if aborted := vllm.early_end(payload):
+                return _Failure(f"{address} ended a sample early ({aborted})")
+            if version is not None and vllm.was_never_synced(payload):
+                return _Failure(f"{address} was restarted and answered before it got weights of version {version}")
+            return payload
+        except (KeyError, TypeError, ValueError) as error:
+            raise RolloutError(f"{url} answered a generate request with something else: {error!r}") from error
 
-    async def _recover(self, url: str, version: int | None) -> None:
-        """Before a retry: wait until the server answers and holds the expected weights.
+    async def _recover(self, url: str, version: int | None) -> _Failure | None:
+        """Before a retry: wait until the server answers and holds the expected weights; a failure if it does not.
 
-        A restarted server holds those of its model folder until it is synced again; a retry before that would be a
-        version mismatch.
+        A restarted server holds those of its model folder until it is synced again, and is paused meanwhile.
         """
         deadline = asyncio.get_running_loop().time() + self._recovery_timeout
         async with self._recovery[url]:  # one look for all requests that failed together
             while True:
                 self._check_servers()
                 try:
-                    answer = await self._control("GET", url + vllm.WEIGHT_INFO)
-                    held = vllm.parse_version(answer["weight_version"])
-                    if version is None or held == version:
-                        return
-                    state = f"holds weights of version {held}, not {version}"
+                    held = vllm.parse_version((await self._control("GET", url + vllm.WEIGHT_INFO))["weight_version"])
+                    paused = (await self._control("GET", url + vllm.IS_PAUSED))["is_paused"]
+                    if version in (None, held) and not paused:
+                        return None
+                    state = "is paused" if paused else f"holds weights of version {held}, not {version}"
                 except _Retryable as error:
                     state = str(error)
                 if asyncio.get_running_loop().time() >= deadline:
-                    raise _Hopeless(f"{url} {state}, after {self._recovery_timeout:g} s of waiting")
+                    return _Failure(f"{url} {state}, after {self._recovery_timeout:g} s of waiting")
                 await asyncio.sleep(POLL_SECONDS)
 
     @contextlib.asynccontextmanager
-    async def _frozen(self, url: str, requests: int) -> AsyncIterator[None]:
-        """With `deterministic`: the engine starts on the `requests` sent inside the block when it has all of them."""
-        if not self._deterministic:
-            yield
-            return
+    async def _frozen(self, url: str) -> AsyncIterator[list[asyncio.Task]]:
+        """The engine starts on the requests sent inside the block, added to the list, when it has all of them."""
+        tasks: list[asyncio.Task] = []
+        await self._wait_load(url, lambda load: load == 0)  # requests that were given up may still be in its queue
         try:
             await self._control("POST", url + vllm.PAUSE, params={"mode": "keep", "clear_cache": "false"})
-            yield
-            await self._wait_enqueued(url, requests)
-        except _Retryable as error:  # the server is gone; every request will find that out and wait for the next one
-            log.warning("%s %s: the batches of this step are not reproducible", url, error)
+            yield tasks
+            await self._wait_enqueued(url, tasks)
         finally:
             with contextlib.suppress(_Retryable):
                 await self._control("POST", url + vllm.RESUME)
 
-    async def _wait_enqueued(self, url: str, requests: int) -> None:
+    async def _wait_enqueued(self, url: str, tasks: list[asyncio.Task]) -> None:
         """Until the frozen engine's queue holds all requests; the scheduler then orders them by priority.
 
         /load counts requests inside the API server. Each is sent to the engine in the turn of the event loop that
         counted it, ahead of the two /is_paused, which travel the same way and come back from the engine.
         """
-        deadline = asyncio.get_running_loop().time() + CONTROL_SECONDS
-        while (held := (await self._control("GET", url + vllm.LOAD))["server_load"]) < requests:
-            if asyncio.get_running_loop().time() > deadline:
-                raise RolloutError(
-                    f"{url}: {held} of {requests} requests arrived within {CONTROL_SECONDS:g} s while the engine was "
-                    "paused; deterministic runs need --enable-server-load-tracking and --scheduling-policy priority"
-                )
-            await asyncio.sleep(0.002)
+
+        def arrived(load: int) -> bool:
+            early = next((task.result() for task in tasks if task.done()), None)
+            if isinstance(early, _Failure):
+                raise _Retryable(f"failed while it was given requests: {early.reason}")
+            return load >= len(tasks)
+
+        await self._wait_load(url, arrived)
         for _ in range(2):
             await self._control("GET", url + vllm.IS_PAUSED)
+
+    async def _wait_load(self, url: str, condition: Callable[[int], bool]) -> None:
+        """Until the number of requests that the server holds is right."""
+        deadline = asyncio.get_running_loop().time() + CONTROL_SECONDS
+        while not condition(load := (await self._control("GET", url + vllm.LOAD))["server_load"]):
+            if asyncio.get_running_loop().time() > deadline:
+                raise RolloutError(
+                    f"{url} still counts {load} requests after {CONTROL_SECONDS:g} s: deterministic runs need a server "
+                    "of their own, with --enable-server-load-tracking and --scheduling-policy priority"
+                )
+            await asyncio.sleep(0.002)
 
     async def _control(self, method: str, address: str, params: dict[str, str] | None = None) -> dict[str, Any]:
         timeout = aiohttp.ClientTimeout(total=CONTROL_SECONDS)

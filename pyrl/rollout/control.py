@@ -21,7 +21,9 @@ class EngineControl:
         self.url = url
         self._timeout = timeout
         # The server drops a connection that idled for 5 s; this side must be first. No proxy belongs between the two.
-        self._http = httpx.Client(base_url=url, trust_env=False, limits=httpx.Limits(keepalive_expiry=4.0))
+        # Certificates are read for https alone: it takes 25 ms.
+        limits, https = httpx.Limits(keepalive_expiry=4.0), url.startswith("https:")
+        self._http = httpx.Client(base_url=url, trust_env=False, verify=https, limits=limits)
 
     def close(self) -> None:
         self._http.close()
@@ -53,8 +55,19 @@ class EngineControl:
     def init_transfer(self, init_info: dict[str, Any]) -> None:
         self._call("POST", vllm.INIT_TRANSFER, json={"init_info": init_info})
 
+    def shutdown_transfer(self) -> None:
+        """Let go of the connection that `init_transfer` made."""
+        self._call("POST", vllm.SHUTDOWN_TRANSFER)
+
     def start_update(self) -> None:
-        self._call("POST", vllm.START_UPDATE)
+        """Begin an update. One that a killed trainer left unfinished is ended first, as weights of no policy."""
+        try:
+            self._call("POST", vllm.START_UPDATE)
+        except EngineCallError as error:
+            if vllm.UPDATE_UNFINISHED not in str(error):
+                raise
+            self.finish_update(vllm.MODEL_FOLDER_VERSION)
+            self._call("POST", vllm.START_UPDATE)
 
     def update(self, update_info: dict[str, Any] | list[dict[str, Any]], *, timeout: float | None = None) -> None:
         self._call("POST", vllm.UPDATE, json={"update_info": update_info}, timeout=timeout)

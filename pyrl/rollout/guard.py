@@ -1,11 +1,11 @@
-"""Runs one command and leaves no process of it behind, however the program that wanted it ends.
+"""Runs one command and leaves nothing of it behind, however the program that wanted it ends.
 
-    python guard.py PARENT_PID GRACE_SECONDS FOLDER_OR_DASH COMMAND...
+    python guard.py PARENT_PID GRACE_SECONDS FOLDER_OR_DASH [COMMAND...]
 
 The guard ends the command when its parent (PARENT_PID) is gone, killed without warning included, when it gets SIGTERM,
 and when the command's main process ends but leaves children. Descendants that lost their parent are adopted by the
-guard, so all are found. FOLDER is removed when the parent is gone: nobody else would. Standard library only, so that it
-starts in milliseconds.
+guard, so all are found. FOLDER is removed when the parent is gone: nobody else would. Without a command the guard
+watches over the folder alone. Standard library only, so that it starts in milliseconds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ import time
 POLL_SECONDS = 0.2
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def command_line(*, grace: float, folder: os.PathLike | None = None, command: list[str] | None = None) -> list[str]:
+    """What starts a guard whose parent is this process; `grace`: seconds between SIGTERM and SIGKILL."""
+    runner = [sys.executable, "-S", "-E", __file__]
+    return [*runner, str(os.getpid()), str(grace), "-" if folder is None else str(folder), *(command or ())]
 
 
 def descendants(root: int) -> list[int]:
@@ -79,14 +85,15 @@ def main(arguments: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    process = subprocess.Popen(command, preexec_fn=_die_with_guard)
-    while process.poll() is None and not stopping and os.getppid() == parent:
+    process = subprocess.Popen(command, preexec_fn=_die_with_guard) if command else None
+    while (process is None or process.poll() is None) and not stopping and os.getppid() == parent:
         time.sleep(POLL_SECONDS)
     orphaned = os.getppid() != parent
-    end_descendants(process, 0.5 if orphaned else grace)
+    if process is not None:
+        end_descendants(process, 0.5 if orphaned else grace)
     if orphaned and folder != "-":
         shutil.rmtree(folder, ignore_errors=True)
-    code = process.wait()
+    code = 0 if process is None else process.wait()
     return code if code >= 0 else 128 - code
 
 

@@ -6,8 +6,8 @@ thread of the pool watches all servers:
     starting --healthy--> ready --process ends or engine dies--> starting (again) ... --too often--> failed
 
 A restarted server holds the weights of its model folder. `on_restart` is called with its URL before it counts as ready,
-so that it can be given the current weights; where that needs the whole trainer (ipc, nccl), leave it unset: the server
-is then listed in `unsynced` until `mark_synced`.
+so that it can be given the current weights. Where that needs the whole trainer (ipc, nccl) it stays unset: the server's
+weight version tells.
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -66,7 +63,6 @@ class VLLMServer:
     """Port -> argument vector."""
     environment: dict[str, str]
     log_path: Path
-    shared_folder: Path
     startup_timeout: float
     state: Literal["starting", "ready", "failed"] = "starting"
     error: str = ""
@@ -99,12 +95,10 @@ class VLLMServer:
             self._control.close()
         self._control = EngineControl(self.url)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        runner = [sys.executable, "-S", "-E", guard.__file__]
-        arguments = [str(os.getpid()), str(STOP_GRACE_SECONDS), str(self.shared_folder)]
         with self.log_path.open("ab") as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
-                runner + arguments + self.command(self.port),
+                guard.command_line(grace=STOP_GRACE_SECONDS, command=self.command(self.port)),
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -166,13 +160,10 @@ class VLLMServer:
 class ServerPool:
     """The servers of one node. A context manager: they are stopped on exit."""
 
-    def __init__(self, servers: list[VLLMServer], shared_folder: Path) -> None:
+    def __init__(self, servers: list[VLLMServer]) -> None:
         """Use `start`. Launches `servers` and begins to watch them."""
-        self.shared_folder = shared_folder
-        """Private folder in shared memory for weight files; removed when the pool ends or this process dies."""
         self.on_restart: Callable[[str], None] | None = None
         self._servers = servers
-        self._unsynced: set[str] = set()
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._owner = os.getpid()
@@ -217,40 +208,22 @@ class ServerPool:
     ) -> Self:
         """As `start`, from explicit settings."""
         _check_plugin(settings)
-        shared = make_shared_folder()
         servers = [
             VLLMServer(
                 name=f"server-{i}" if count > 1 else "server",
                 command=lambda port: server_command(settings, port),
                 environment=server_environment(settings),
                 log_path=Path(log_folder) / (f"server-{i}.log" if count > 1 else "server.log"),
-                shared_folder=shared,
                 startup_timeout=startup_timeout,
             )
             for i in range(count)
         ]
-        return cls(servers, shared)
+        return cls(servers)
 
     @property
     def urls(self) -> tuple[str, ...]:
         """Final once `wait_ready` has returned; a restarted server keeps its URL."""
         return tuple(server.url for server in self._servers)
-
-    @property
-    def generation(self) -> int:
-        """Grows by one with every restart."""
-        return sum(len(server.restarts) for server in self._servers)
-
-    @property
-    def unsynced(self) -> tuple[str, ...]:
-        """URLs of servers that were restarted and hold the weights of their model folder."""
-        with self._changed:
-            return tuple(sorted(self._unsynced))
-
-    def mark_synced(self) -> None:
-        """To be called after a sync of every server."""
-        with self._changed:
-            self._unsynced.clear()
 
     def wait_ready(self) -> tuple[str, ...]:
         """Wait until every server is ready; returns their URLs. Raises ServerError with the last log lines."""
@@ -279,7 +252,6 @@ class ServerPool:
             server.terminate()
         for server in self._servers:
             server.wait_ended()
-        shutil.rmtree(self.shared_folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -325,12 +297,8 @@ class ServerPool:
         self._fail(server, f"ended with exit code {code} before it was healthy")
 
     def _became_healthy(self, server: VLLMServer) -> None:
-        if server.restarts:
-            if self.on_restart is not None:
-                self.on_restart(server.url)
-            else:
-                with self._changed:
-                    self._unsynced.add(server.url)
+        if server.restarts and self.on_restart is not None:
+            self.on_restart(server.url)
         server._launches = 0
         server.state = "ready"
 
@@ -354,12 +322,6 @@ class ServerPool:
             f"vLLM {server.name} {what}. Last lines of {server.log_path}:\n{server.last_log_lines() or '  | (empty)'}"
         )
         server.state = "failed"
-
-
-def make_shared_folder() -> Path:
-    """A new private folder in shared memory, or in the temporary folder where there is none."""
-    root = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix="pyrl-", dir=root))
 
 
 def _check_plugin(settings: ServerSettings) -> None:

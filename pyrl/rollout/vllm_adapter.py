@@ -25,8 +25,10 @@ MODEL_FOLDER_VERSION = -1
 
 GENERATE, HEALTH, LOAD = "/inference/v1/generate", "/health", "/load"
 PAUSE, RESUME, IS_PAUSED = "/pause", "/resume", "/is_paused"
-INIT_TRANSFER, START_UPDATE = "/init_weight_transfer_engine", "/start_weight_update"
-UPDATE, FINISH_UPDATE = "/update_weights", "/finish_weight_update"
+INIT_TRANSFER, SHUTDOWN_TRANSFER = "/init_weight_transfer_engine", "/shutdown_weight_transfer_engine"
+START_UPDATE, UPDATE, FINISH_UPDATE = "/start_weight_update", "/update_weights", "/finish_weight_update"
+UPDATE_UNFINISHED = "weight update is already active"
+"""In the answer of START_UPDATE where an earlier update was not finished."""
 WEIGHT_INFO, WEIGHT_CHECKER, WORLD_SIZE = "/weight_info", "/weight_checker", "/get_world_size"
 
 MIN_BATCHED_TOKENS = 8192
@@ -177,6 +179,18 @@ def _completion(choice: dict[str, Any]) -> Completion:
         finish_reason=choice["finish_reason"],
         version_spans=spans,
     )
+
+
+def early_end(payload: dict[str, Any]) -> str | None:
+    """Why a sample ended before its stop token or length limit, if one did."""
+    reasons = (choice["finish_reason"] for choice in payload["choices"])
+    return next((str(reason) for reason in reasons if reason not in ("stop", "length")), None)
+
+
+def was_never_synced(payload: dict[str, Any]) -> bool:
+    """Whether the answer was generated, in part at least, with the weights of the server's model folder."""
+    spans = (span for choice in payload["choices"] for span in choice.get("weight_versions") or ())
+    return any(parse_version(span["version"]) == MODEL_FOLDER_VERSION for span in spans)
 
 
 def parse_version(text: str) -> int:

@@ -15,9 +15,9 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import torch
-import torch.distributed as dist
 from vllm.distributed.weight_transfer import ParamMeta, WeightSource, WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.clients import _json_safe_update_payload
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
@@ -57,10 +57,13 @@ class _Source(WeightSource):
 class _FanOut:
     """vLLM's `VLLMWeightSyncClient` over several servers. All are called at once: nccl needs them to meet."""
 
-    def __init__(self, controls: list[EngineControl], timeout: float, init_of: Callable[[int, dict], dict]) -> None:
-        """`init_of(i, info)`: the init info of server i, from the one vLLM's trainer engine made for a lone server."""
+    def __init__(
+        self, controls: list[EngineControl], seconds_left: Callable[[], float], init_of: Callable[[int, dict], dict]
+    ) -> None:
+        """`seconds_left()`: the time that a call may take. `init_of(i, info)`: the init info of server i, from the one
+        vLLM's trainer engine made for a lone server."""
         self._controls = controls
-        self._timeout = timeout
+        self._seconds_left = seconds_left
         self._init_of = init_of
         self.version = 0
 
@@ -72,10 +75,10 @@ class _FanOut:
 
     def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
         payload = _json_safe_update_payload(update_info)
-        self._all(lambda _, control: control.update(payload, timeout=self._timeout))
+        self._all(lambda _, control: control.update(payload, timeout=self._seconds_left()))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._all(lambda _, control: control.finish_update(self.version, timeout=self._timeout))
+        self._all(lambda _, control: control.finish_update(self.version, timeout=self._seconds_left()))
 
     def _all(self, call: Callable[[int, EngineControl], None]) -> None:
         with ThreadPoolExecutor(max_workers=len(self._controls)) as threads:
@@ -94,23 +97,17 @@ class DeviceWeightTransfer(WeightTransfer):
         metadata: Sequence[tuple[str, tuple[int, ...]]],
         dtype: torch.dtype,
         rank: int,
-        timeout: float = 600.0,
-        group: dist.ProcessGroup | None = None,
+        **options: Any,
     ) -> None:
         """`urls`: every server of the run on rank 0, which alone talks to them; empty elsewhere. `metadata`: (name,
         shape) in the order of the tensors (`families.hf_metadata`). `dtype`: what travels, the engines' own.
-        Collective: rank 0 and the engines connect here."""
-        super().__init__(urls, timeout=timeout, group=group)
+        `options`: of `WeightTransfer`. Collective: rank 0 and the engines connect here."""
+        super().__init__(urls, **options)
         if (rank == 0) != self.is_writer:
             raise ValueError(f"rank {rank} got {len(self._controls)} urls: rank 0 takes all of them, other ranks none")
         self._transport = transport
         self._rank = rank
         self._source = _Source(metadata, dtype)
-        self._connect()
-
-    def reconnect(self) -> None:
-        """After a server was restarted: connect to all servers anew, then `sync`. Collective."""
-        self._engine.shutdown()
         self._connect()
 
     def close(self) -> None:
@@ -124,17 +121,23 @@ class DeviceWeightTransfer(WeightTransfer):
             # In the NCCL group the sender is rank 0 and the workers of all servers follow, server after server.
             return info | {"rank_offset": 1 + sum(sizes[:index])} if self._transport == "nccl" else info
 
-        self._client = _FanOut(self._controls, self._timeout, init_of)
+        self._client = _FanOut(self._controls, self._left, init_of)
         if self._transport == "ipc":
             init = IPCTrainerInitInfo(rank=self._rank, packed=True)
         else:
             init = NCCLTrainerInitInfo(
                 rank=self._rank,
-                master_address=socket.gethostbyname(socket.gethostname()),
+                master_address=_address_towards(self.urls) if self.is_writer else "",
                 master_port=_free_port() if self.is_writer else 0,
                 world_size=1 + sum(sizes),
             )
         self._engine = WeightTransferTrainerFactory.trainer_init(init, client=self._client, source=self._source)
+
+    def _reconnect(self) -> None:
+        self._engine.shutdown()
+        for control in self._controls:
+            control.shutdown_transfer()  # those that were not restarted hold their end of the old connection
+        self._connect()
 
     def _sync(self, named_tensors: NamedTensors, version: int) -> None:
         self._client.version = version
@@ -143,6 +146,16 @@ class DeviceWeightTransfer(WeightTransfer):
                 stack.enter_context(paused(control))
             stack.enter_context(self._source.holding(named_tensors))
             self._engine.send_weights()
+
+
+def _address_towards(urls: Sequence[str]) -> str:
+    """This machine's address as servers see it: the one that a connection to the first remote server leaves from."""
+    hosts = [urlsplit(url).hostname for url in urls]
+    remote = [host for host in hosts if host not in ("localhost", "127.0.0.1", "::1")]
+    family, kind, protocol, _, address = socket.getaddrinfo((remote or hosts)[0], 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)  # sends nothing: it only chooses the route
+        return probe.getsockname()[0]
 
 
 def _free_port() -> int:

@@ -37,9 +37,16 @@ class HFTensors:
 
     def get(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU, as stored. Raises ConfigError where the folder does not hold it."""
+        return self._open(self._located(name)).get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, from the file's header alone; raises as `get`."""
+        return tuple(self._open(self._located(name)).get_slice(name).get_shape())
+
+    def _located(self, name: str) -> Path:
         if name not in self._file_of:
             raise ConfigError(f"model.path {self.folder} holds no tensor {name!r}: the checkpoint is incomplete")
-        return self._open(self._file_of[name]).get_tensor(name)
+        return self._file_of[name]
 
     def _locate(self) -> dict[str, Path]:
         index = self.folder / _INDEX
@@ -65,6 +72,20 @@ class HFTensors:
         return self._files[file]
 
 
+def check_hf_weights(shape: ModelShape, folder: Path | str) -> HFTensors:
+    """A folder that holds the tensors of `shape` and no others, as the headers of its files say; it is returned open.
+
+    Raises ConfigError: a tensor that is missing, of a wrong shape, or that the family's table does not know.
+    """
+    source = HFTensors(folder)
+    expected = hf_metadata(shape)
+    _refuse_unknown(source, {name for name, _ in expected})
+    for name, wanted in expected:
+        if source.shape(name) != wanted:
+            raise ConfigError(f"model.path {folder}: {name} is {source.shape(name)}, config.json says {wanted}")
+    return source
+
+
 @torch.no_grad()
 def load_hf_weights(
     model: torch.nn.Module,
@@ -79,16 +100,12 @@ def load_hf_weights(
 ) -> None:
     """Copy a folder's weights into this rank's shard of `model` (an unwrapped GPTModel), cast to its dtype.
 
-    Raises ConfigError: a tensor that is missing, of a wrong shape, or that the family's table does not know.
+    Raises ConfigError as `check_hf_weights`.
     """
-    source = HFTensors(folder)
-    _refuse_unknown(source, {name for name, _ in hf_metadata(shape)})
+    source = check_hf_weights(shape, folder)
     parameters = dict(model.named_parameters())
     for placed in parameter_rules(shape, pp_size, pp_rank):
         tensors = [source.get(name) for name in placed.rule.hf]
-        for name, tensor, wanted in zip(placed.rule.hf, tensors, placed.rule.hf_shapes(shape), strict=True):
-            if tuple(tensor.shape) != wanted:
-                raise ConfigError(f"model.path {folder}: {name} is {tuple(tensor.shape)}, config.json says {wanted}")
         part = placed.rule.layout.shard(tensors, shape, padded_vocab_size, tp_rank, tp_size)
         parameter = parameters.pop(placed.name)
         if part.shape != parameter.shape:

@@ -7,36 +7,43 @@
 Every rank calls `sync` and exhausts the tensors in lockstep, because reading them is a collective. Whatever the
 transport, the sequence is: pause, start_weight_update, update_weights, finish_weight_update(version), resume. A failure
 on one rank is raised on all.
+
+A server that was restarted holds the weights of its model folder. With `shm` and servers that pyrl started it is given
+the current ones at once, by the pool's thread. Otherwise the next `sync` finds it out and includes it; it may be one of
+the same version, in the middle of a step.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import os
-import shutil
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from pyrl.learner.barrier import RankBarrier
 from pyrl.rollout.control import EngineCallError, EngineControl
-from pyrl.rollout.server import ServerError, ServerPool, make_shared_folder
+from pyrl.rollout.server import ServerError, ServerPool
+from pyrl.rollout.shared_folder import SharedFolder
 
 log = logging.getLogger("pyrl")
+T = TypeVar("T")
 
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
 """(Hugging Face name, full tensor), the whole model, in the same order on every rank."""
 
+POLL_SECONDS = 0.5
+"""Between two looks at a server that is being restarted."""
 CHUNK_BYTES = 1 << 30
 """Tensors are written in files of about this size: the writer needs this much memory beside the shared copy."""
 
@@ -48,32 +55,75 @@ class WeightSyncError(RuntimeError):
 class WeightTransfer(ABC):
     """Gives every server the learner's weights. Close it when done; it is a context manager."""
 
-    def __init__(self, urls: Sequence[str], *, timeout: float = 600.0, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        timeout: float = 600.0,
+        startup_timeout: float = 600.0,
+        group: dist.ProcessGroup | None = None,
+        barrier: RankBarrier | None = None,
+    ) -> None:
         """`urls`: the servers this rank talks to, empty on ranks that only take part in reading the tensors.
-        `timeout`: deadline of one update call, seconds. `group`: all ranks that call `sync`; None: this one alone."""
+        `timeout`: deadline of one sync, seconds. `startup_timeout`: how long a server that was restarted may take to
+        answer. `group`: all ranks that call `sync`; None: this one alone. `barrier`: of the same ranks."""
         self._controls = [EngineControl(url) for url in urls]
         self._timeout = timeout
+        self._startup_timeout = startup_timeout
         self._group = group
+        self._barrier = barrier or RankBarrier(None, rank=0, world_size=1)
+        self._version: int | None = None
+        self._deadline = 0.0
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers this rank talks to."""
+        return tuple(control.url for control in self._controls)
 
     @property
     def is_writer(self) -> bool:
         """Whether this rank sends; the others only consume the iterator."""
         return bool(self._controls)
 
+    @property
+    def restores_servers(self) -> bool:
+        """Whether a restarted server is given the current weights without a further `sync`. The same on every rank."""
+        return False
+
     def sync(self, named_tensors: NamedTensors, version: int) -> None:
         """Make every server hold `named_tensors` as policy version `version`. Collective over `group`.
 
         Returns on every rank only when all servers hold them. Raises WeightSyncError on every rank if one fails.
         """
-        error = None
-        try:
-            self._sync(named_tensors, version)
-        except (EngineCallError, ServerError, SafetensorError, OSError) as problem:
-            error = problem
-        self._agree(error, version)
+        if self._version is not None and not self.restores_servers and not self.all_hold(self._version):
+            self._together(self._reconnect, "a restarted server could not be connected anew", self._timeout)
+        self._together(
+            lambda: self._sync(named_tensors, version),
+            f"weights of version {version} did not reach the engines",
+            self._timeout,
+        )
+        self._version = version
+
+    def all_hold(self, version: int) -> bool:
+        """Whether every server holds policy `version`, once all answer: one may be starting again. Collective.
+
+        Raises WeightSyncError on every rank for a server that does not answer within the startup timeout.
+        """
+        held: list[int] = []
+        self._together(
+            lambda: held.extend(self._answer(control) for control in self._controls),
+            "a server that went away did not come back",
+            self._startup_timeout,
+            setting="rollout.startup_timeout_seconds",
+        )
+        return all(self._gather(all(its == version for its in held)))
 
     @abstractmethod
     def _sync(self, named_tensors: NamedTensors, version: int) -> None: ...
+
+    @abstractmethod
+    def _reconnect(self) -> None:
+        """Make ready for `_sync` servers of which some were restarted."""
 
     def close(self) -> None:
         for control in self._controls:
@@ -85,15 +135,47 @@ class WeightTransfer(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _agree(self, error: Exception | None, version: int) -> None:
-        """Raise on every rank what failed on any."""
-        text = None if error is None else str(error)
-        if self._group is not None and dist.get_world_size(self._group) > 1:
-            texts: list[str | None] = [None] * dist.get_world_size(self._group)
-            dist.all_gather_object(texts, text, group=self._group)
-            text = next((f"rank {rank}: {t}" for rank, t in enumerate(texts) if t is not None), None)
+    def _left(self) -> float:
+        """Seconds until the deadline; at least one, so that it is the call at that moment whose error is seen."""
+        return max(1.0, self._deadline - time.monotonic())
+
+    def _answer(self, control: EngineControl) -> int:
+        """The version that the server holds."""
+        warned = False
+        while True:
+            try:
+                return control.weight_version()
+            except EngineCallError as error:
+                if time.monotonic() > self._deadline:
+                    raise
+                if not warned:
+                    log.warning("%s; waiting %g s for the server to be restarted", error, self._left())
+                warned = True
+            time.sleep(POLL_SECONDS)
+
+    def _together(
+        self, work: Callable[[], None], failure: str, timeout: float, setting: str = "rollout.sync_timeout_seconds"
+    ) -> None:
+        """`work` on every rank, within `timeout` seconds; what fails on one is raised on all when all are done."""
+        error = None
+        self._deadline = time.monotonic() + timeout
+        try:
+            work()
+        except (EngineCallError, ServerError, SafetensorError, OSError) as problem:
+            error = problem
+        self._barrier.wait("the ranks that talk to vLLM servers", seconds=self._left(), setting=setting)
+        texts = self._gather(None if error is None else str(error))
+        text = next((f"rank {rank}: {t}" for rank, t in enumerate(texts) if t is not None), None)
         if text is not None:
-            raise WeightSyncError(f"weights of version {version} did not reach the engines: {text}") from error
+            raise WeightSyncError(f"{failure}: {text}") from error
+
+    def _gather(self, value: T) -> list[T]:
+        """The values of all ranks, in rank order."""
+        if self._group is None or dist.get_world_size(self._group) == 1:
+            return [value]
+        values: list[T | None] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(values, value, group=self._group)
+        return values  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,29 +192,28 @@ class ShmWeightTransfer(WeightTransfer):
     """Transport `shm`. The files of the last version stay, so that a restarted server can be given them at any time,
     without the other ranks: `resend`."""
 
-    def __init__(
-        self,
-        urls: Sequence[str],
-        *,
-        folder: Path | None = None,
-        pool: ServerPool | None = None,
-        timeout: float = 600.0,
-        group: dist.ProcessGroup | None = None,
-    ) -> None:
-        """`folder`: where the files go; default: the pool's, else a private one in shared memory, removed on exit.
-        `pool`: its restarted servers are given the current weights before they count as ready."""
-        super().__init__(urls, timeout=timeout, group=group)
-        self._own_folder = folder is None and pool is None and self.is_writer
-        self._folder = make_shared_folder() if self._own_folder else folder or (pool and pool.shared_folder)
+    def __init__(self, urls: Sequence[str], *, pool: ServerPool | None = None, **options: Any) -> None:
+        """`pool`: the servers at `urls`; restarted ones are given the current weights before they count as ready.
+        `options`: of `WeightTransfer`. Collective."""
+        super().__init__(urls, **options)
+        self._folder = SharedFolder() if self.is_writer else None
         self._pool = pool
+        self._watched = all(self._gather(pool is not None or not urls))
         self._current: tuple[int, list[_Chunk]] | None = None
         self._locks = {control.url: threading.Lock() for control in self._controls}
         for control in self._controls:
             control.init_transfer({})
         if pool is not None:
             pool.on_restart = self.resend
-        if self._own_folder:
-            atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
+
+    @property
+    def restores_servers(self) -> bool:
+        return self._watched
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the files are; None on ranks that write none."""
+        return self._folder.path if self._folder is not None else None
 
     def resend(self, url: str) -> None:
         """Give the server at `url` the last synced weights; nothing before the first sync."""
@@ -141,17 +222,18 @@ class ShmWeightTransfer(WeightTransfer):
         control = next(c for c in self._controls if c.url == url)
         with self._locks[url]:  # a sync may be replacing them
             version, chunks = self._current
-            self._send(control, version, chunks)
+            self._send(control, version, chunks, time.monotonic() + self._timeout)
 
     def close(self) -> None:
         if self._pool is not None and self._pool.on_restart == self.resend:
             self._pool.on_restart = None
-        if self._current is not None:
-            _remove(self._current[1])
-            self._current = None
-        if self._own_folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._current = None
+        if self._folder is not None:
+            self._folder.close()
         super().close()
+
+    def _reconnect(self) -> None:
+        """There is nothing to connect."""
 
     def _sync(self, named_tensors: NamedTensors, version: int) -> None:
         if not self.is_writer:
@@ -170,7 +252,8 @@ class ShmWeightTransfer(WeightTransfer):
         old, self._current = self._current, (version, chunks)
         for control in self._controls:
             try:
-                self._apply(control, version, chunks)
+                with self._locks[control.url]:
+                    self._send(control, version, chunks, self._deadline)
             except EngineCallError as error:
                 self._wait_resent(control, version, error)
         if old is not None:
@@ -191,30 +274,25 @@ class ShmWeightTransfer(WeightTransfer):
             yield self._save(stem, count, held)
 
     def _save(self, stem: str, count: int, tensors: dict[str, torch.Tensor]) -> _Chunk:
-        path = self._folder / f"{stem}-{count}.safetensors"
+        path = self._folder.path / f"{stem}-{count}.safetensors"
         save_file(tensors, path)
         return _Chunk(path, list(tensors))
 
-    def _apply(self, control: EngineControl, version: int, chunks: list[_Chunk]) -> None:
-        with self._locks[control.url]:
-            self._send(control, version, chunks)
-
-    def _send(self, control: EngineControl, version: int, chunks: list[_Chunk]) -> None:
+    def _send(self, control: EngineControl, version: int, chunks: list[_Chunk], deadline: float) -> None:
         with paused(control):
             control.start_update()
             for chunk in chunks:
-                control.update(chunk.info(chunks[-1]), timeout=self._timeout)
-            control.finish_update(version, timeout=self._timeout)
+                control.update(chunk.info(chunks[-1]), timeout=max(1.0, deadline - time.monotonic()))
+            control.finish_update(version, timeout=max(1.0, deadline - time.monotonic()))
 
     def _wait_resent(self, control: EngineControl, version: int, error: EngineCallError) -> None:
         """A server that died during the update is restarted by the pool, which calls `resend`."""
         if self._pool is None or control.healthy():
             raise error
         log.warning("%s; waiting for the server to be restarted", error)
-        deadline = time.monotonic() + self._timeout
-        while time.monotonic() < deadline:
-            time.sleep(0.5)
-            self._pool.wait_ready()
+        while time.monotonic() < self._deadline:
+            time.sleep(POLL_SECONDS)
+            self._pool.raise_if_failed()
             with contextlib.suppress(EngineCallError):
                 if control.weight_version() == version:
                     return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -19,10 +20,14 @@ LOGPROB_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 """Largest |difference| of a token's log-prob between engine and learner, which run other kernels on the same weights;
 by `model.dtype`."""
 
+VOCABULARY_MULTIPLE = 64
+"""vLLM pads embeddings and output layers to a multiple of this many rows."""
+
 _FUSED = {
     "q_proj": ("qkv_proj", 0), "k_proj": ("qkv_proj", 1), "v_proj": ("qkv_proj", 2),
     "gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 1),
 }  # fmt: skip
+_FUSED_COUNT = Counter(fused for fused, _ in _FUSED.values())
 _PART = re.compile(rf"\.({'|'.join(_FUSED)})\.(weight|bias)$")
 
 
@@ -62,18 +67,36 @@ def check_logprobs(
     return worst
 
 
-def expected_checksums(named_tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> dict[str, str]:
-    """SHA-256 of each parameter as a vLLM server with tp = 1 names and keeps it: q, k, v and gate, up are fused.
+def expected_checksums(
+    named_tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, *, wanted: bool = True
+) -> dict[str, str]:
+    """SHA-256 of each parameter as a vLLM server of one worker names and keeps it: q, k, v and gate, up are fused, and
+    vocabularies padded with zero rows. For Llama and Qwen2 families.
 
-    For Llama and Qwen2 families. The vocabulary must not be padded by vLLM (a multiple of 64), see `check_checksums`.
+    Not `wanted`: read the tensors, which is a collective, and return nothing.
     """
     parts: dict[str, dict[int, torch.Tensor]] = {}
+    digests: dict[str, str] = {}
     for name, tensor in named_tensors:
+        if not wanted:
+            continue
         match = _PART.search(name)
         fused, order = _FUSED[match.group(1)] if match else ("", 0)
         key = f"{name[: match.start()]}.{fused}.{match.group(2)}" if match else name
-        parts.setdefault(key, {})[order] = tensor.detach().to("cpu", dtype)
-    return {name: _digest(torch.cat([held[i] for i in sorted(held)])) for name, held in parts.items()}
+        held = parts.setdefault(key, {})
+        held[order] = tensor.detach().to("cpu", dtype, copy=True)
+        if len(held) == _FUSED_COUNT.get(fused, 1):  # at once: the whole model need not be held
+            digests[key] = _digest(_padded(key, torch.cat([held[i] for i in sorted(held)])))
+            del parts[key]
+    return digests
+
+
+def _padded(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """[rows, ...] as vLLM keeps it."""
+    if not name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        return tensor
+    missing = -tensor.shape[0] % VOCABULARY_MULTIPLE
+    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
 
 
 def _digest(tensor: torch.Tensor) -> str:

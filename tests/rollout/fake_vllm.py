@@ -41,8 +41,11 @@ class FakeVLLM:
         self.bodies: list[Body] = []
         self.calls: list[tuple[str, Body | None]] = []
         self.delay = 0.0
+        self.answer_while_paused = False
         self.fail: dict[str, str] = {}
         """Control path -> text of the 500 it answers."""
+        self._load = 0
+        """Generate requests that are not answered yet."""
 
     def __enter__(self) -> FakeVLLM:
         self._loop = asyncio.new_event_loop()
@@ -51,6 +54,12 @@ class FakeVLLM:
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
         return self
 
+    def pause(self) -> None:
+        self._loop.call_soon_threadsafe(self._running.clear)
+
+    def resume(self) -> None:
+        self._loop.call_soon_threadsafe(self._running.set)
+
     def __exit__(self, *_: object) -> None:
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -58,6 +67,8 @@ class FakeVLLM:
         self._loop.close()
 
     async def _start(self) -> None:
+        self._running = asyncio.Event()
+        self._running.set()
         app = web.Application()
         app.router.add_post("/inference/v1/generate", self._generate)
         app.router.add_route("*", "/{path:.*}", self._control)
@@ -71,9 +82,15 @@ class FakeVLLM:
         body = await request.json()
         count = len(self.bodies)
         self.bodies.append(body)
-        await asyncio.sleep(self.delay)
-        status, payload = self.script(body, count)
-        return web.json_response(payload, status=status)
+        self._load += 1
+        try:
+            if not self.answer_while_paused:
+                await self._running.wait()
+            await asyncio.sleep(self.delay)
+            status, payload = self.script(body, count)
+            return web.json_response(payload, status=status)
+        finally:
+            self._load -= 1
 
     async def _control(self, request: web.Request) -> web.Response:
         body = await request.json() if request.can_read_body else None
@@ -83,4 +100,9 @@ class FakeVLLM:
             return web.Response(status=500, text=self.fail[path])
         if path == "/finish_weight_update":
             self.version = body["weight_version"]
-        return web.json_response({"weight_version": self.version, "server_load": len(self.bodies)})
+        if path == "/pause":
+            self._running.clear()
+        if path == "/resume":
+            self._running.set()
+        state = {"weight_version": self.version, "server_load": self._load, "is_paused": not self._running.is_set()}
+        return web.json_response(state)

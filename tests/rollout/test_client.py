@@ -139,9 +139,72 @@ def test_servers_that_were_given_up_stop_the_run(fake: FakeVLLM) -> None:
 def test_deterministic_requests_are_ordered_while_the_engine_is_paused(fake: FakeVLLM) -> None:
     ask([fake.url], deterministic=True)
     paths = [path for path, _ in fake.calls]
-    assert paths[0] == "/pause" and paths[-1] == "/resume" and paths[-3:-1] == ["/is_paused"] * 2
+    assert paths[:2] == ["/load", "/pause"] and paths[-1] == "/resume" and paths[-3:-1] == ["/is_paused"] * 2
     by_seed = {body["sampling_params"]["seed"]: body["priority"] for body in fake.bodies}
     assert by_seed == {10: 1, 20: 2, 30: 3}
+
+
+def test_deterministic_requests_are_all_tried_again_if_one_fails(fake: FakeVLLM) -> None:
+    """Else those that are left would run in other batches than in an undisturbed run."""
+    fake.script = lambda body, count: (500, "dead") if count == 1 else (200, answer(body))
+    assert first_tokens(ask([fake.url], deterministic=True)) == [[10, 11], [20, 21], [30, 31]]
+    first, second = fake.bodies[:3], fake.bodies[3:]
+    by_seed = sorted(second, key=lambda body: body["sampling_params"]["seed"])
+    assert by_seed == sorted(first, key=lambda body: body["sampling_params"]["seed"]) and len(by_seed) == 3
+    assert [path for path, _ in fake.calls].count("/pause") == 2
+
+
+def test_a_request_that_fails_while_others_are_queued_is_not_waited_for(fake: FakeVLLM) -> None:
+    def script(body, count):
+        if count == 0:
+            fake.answer_while_paused = False
+            return 500, "dead"
+        return 200, answer(body)
+
+    fake.script, fake.answer_while_paused = script, True
+    started = time.monotonic()
+    assert first_tokens(ask([fake.url], deterministic=True)) == [[10, 11], [20, 21], [30, 31]]
+    assert time.monotonic() - started < 5.0
+
+
+def test_an_engine_that_cannot_be_paused_is_retried_and_then_given_up(fake: FakeVLLM) -> None:
+    fake.fail["/pause"] = "engine is dead"
+    results = ask([fake.url], deterministic=True)
+    assert all("answers 500" in r.error for r in results) and fake.bodies == []
+    assert [path for path, _ in fake.calls].count("/pause") == 3  # 1 + max_retries
+
+
+def test_an_answer_of_a_server_that_was_just_restarted_is_asked_again(fake: FakeVLLM) -> None:
+    """It may answer before it is given the policy's weights; another version than the model folder's stops the run."""
+
+    def script(body, count):
+        if count == 0:
+            return 200, answer(body, version="default")
+        return 200, answer(body, version="4")
+
+    fake.version, fake.script = "4", script
+    assert first_tokens(ask([fake.url], 1, policy_version=4)) == [[10, 11]] and len(fake.bodies) == 2
+
+
+def test_no_retry_while_the_server_is_being_given_weights(fake: FakeVLLM) -> None:
+    """It has the new version before it is resumed."""
+    fake.script = lambda body, count: (500, "restarting") if count == 0 else (200, answer(body))
+    fake.pause()
+    seen = []
+    timer = threading.Timer(1.2, lambda: (seen.append(len(fake.bodies)), fake.resume()))
+    fake.answer_while_paused = True
+    timer.start()
+    assert first_tokens(ask([fake.url], 1)) == [[10, 11]]
+    timer.join()
+    assert seen == [1] and len(fake.bodies) == 2
+
+
+def test_a_rollout_has_a_deadline_that_counts_what_is_missing(fake: FakeVLLM) -> None:
+    fake.script = lambda body, _: (200, answer(body)) if body["sampling_params"]["seed"] == 20 else (503, "no room")
+    started = time.monotonic()
+    with pytest.raises(RolloutError, match=r"2 of 3 prompts .* after 0.6 s \(rollout.timeout_seconds\)"):
+        ask([fake.url], timeout=0.6, max_retries=50)
+    assert time.monotonic() - started < 5.0
 
 
 def test_seeds_differ_in_every_counter_and_fit_vllm() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pyrl.rollout import guard, server
-from pyrl.rollout.server import ServerError, ServerPool, VLLMServer, make_shared_folder
-from tests.rollout.processes import alive, wait_for
+from pyrl.rollout import server
+from pyrl.rollout.server import ServerError, ServerPool, VLLMServer
+from tests.rollout.processes import alive, killable_process, wait_for
 
 SERVER = """
 import http.server, os, signal, subprocess, sys
@@ -50,9 +48,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., ServerPool]]:
     pools: list[ServerPool] = []
 
     def start(command: Callable[[int], list[str]], startup_timeout: float = 30.0) -> ServerPool:
-        shared = make_shared_folder()
-        one = VLLMServer("server", command, dict(os.environ), tmp_path / "server.log", shared, startup_timeout)
-        pools.append(ServerPool([one], shared))
+        one = VLLMServer("server", command, dict(os.environ), tmp_path / "server.log", startup_timeout)
+        pools.append(ServerPool([one]))
         return pools[-1]
 
     yield start
@@ -65,13 +62,17 @@ def family(pool: ServerPool) -> list[psutil.Process]:
     return [guarding, *guarding.children(recursive=True)]
 
 
+def restarts(pool: ServerPool) -> int:
+    return len(pool._servers[0].restarts)
+
+
 def test_stop_ends_children_that_ignore_sigterm(start, script: Path) -> None:
     pool = start(lambda port: [sys.executable, str(script), str(port)])
     pool.wait_ready()
     members = family(pool)
     assert len(members) == 3  # guard, server, child
     pool.stop()
-    assert alive(members) == [] and not pool.shared_folder.exists()
+    assert alive(members) == []
 
 
 def test_killed_server_comes_back_at_its_url_and_is_announced_before_it_is_ready(start, script: Path) -> None:
@@ -81,21 +82,10 @@ def test_killed_server_comes_back_at_its_url_and_is_announced_before_it_is_ready
     pool.on_restart = lambda url: told.append((url, pool._servers[0].state))
     members = family(pool)
     members[1].kill()
-    wait_for(lambda: pool.generation == 1)
+    wait_for(lambda: restarts(pool) == 1)
     assert pool.wait_ready() == urls
-    assert told == [(urls[0], "starting")] and pool.unsynced == ()
+    assert told == [(urls[0], "starting")]
     assert alive(members) == []  # the first server's child was not left behind
-
-
-def test_restart_without_anybody_to_sync_is_listed(start, script: Path) -> None:
-    pool = start(lambda port: [sys.executable, str(script), str(port)])
-    (url,) = pool.wait_ready()
-    family(pool)[1].kill()
-    wait_for(lambda: pool.generation == 1)
-    pool.wait_ready()
-    assert pool.unsynced == (url,)
-    pool.mark_synced()
-    assert pool.unsynced == ()
 
 
 def test_a_server_that_keeps_dying_is_given_up(start, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,9 +93,9 @@ def test_a_server_that_keeps_dying_is_given_up(start, script: Path, monkeypatch:
     pool = start(lambda port: [sys.executable, str(script), str(port)])
     for _ in range(2):
         pool.wait_ready()
-        generation = pool.generation
+        before = restarts(pool)
         family(pool)[1].kill()
-        wait_for(lambda before=generation: pool.generation > before or pool._servers[0].state == "failed")
+        wait_for(lambda before=before: restarts(pool) > before or pool._servers[0].state == "failed")
     with pytest.raises(ServerError, match="after 1 restarts"):
         pool.wait_ready()
     with pytest.raises(ServerError, match="starting on"):  # its last log lines
@@ -140,21 +130,17 @@ def test_start_has_a_deadline(start) -> None:
     assert alive(members) == []
 
 
-def test_guard_ends_everything_when_its_parent_is_killed(script: Path, tmp_path: Path) -> None:
-    shared = make_shared_folder()
-    arguments = [sys.executable, guard.__file__, "PID", "5", str(shared), sys.executable, str(script),
-                 str(server.free_port())]  # fmt: skip
-    code = (
-        "import os, subprocess, sys, time\n"
-        f"argv = [str(os.getpid()) if a == 'PID' else a for a in {arguments!r}]\n"
-        "print(subprocess.Popen(argv).pid, flush=True); time.sleep(600)"
+def test_guard_ends_everything_when_its_parent_is_killed(script: Path) -> None:
+    command = [sys.executable, str(script), str(server.free_port())]
+    (pid,), kill = killable_process(
+        "import subprocess, time\n"
+        "from pyrl.rollout import guard\n"
+        f"print(subprocess.Popen(guard.command_line(grace=5, command={command!r})).pid, flush=True); time.sleep(600)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
-        guarding = psutil.Process(int(parent.stdout.readline()))
-        members = wait_for(lambda: len(found := [guarding, *guarding.children(recursive=True)]) == 3 and found)
-        parent.send_signal(signal.SIGKILL)
+    guarding = psutil.Process(int(pid))
+    members = wait_for(lambda: len(found := [guarding, *guarding.children(recursive=True)]) == 3 and found)
+    kill()
     wait_for(lambda: not alive(members))
-    assert not shared.exists()
 
 
 def test_missing_plugin_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ class Engine:
     def __init__(self, init_info, client, source) -> None:
         self.init_info, self.client, self.source = init_info, client, source
         self.received: list[tuple[str, torch.dtype]] = []
+        self.closed = False
         if init_info.rank == 0:
             client.init_weight_transfer_engine({"rank_offset": 1, "packed": True})
 
@@ -33,7 +34,7 @@ class Engine:
             self.client.finish_weight_update()
 
     def shutdown(self) -> None:
-        pass
+        self.closed = True
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,27 @@ def test_every_server_is_paused_updated_and_resumed_with_the_version() -> None:
             assert paths == ["/pause", "/start_weight_update", "/update_weights", "/finish_weight_update", "/resume"]
             assert server.version == "12"
         assert sender._engine.received == [(name, torch.bfloat16) for name, _ in METADATA]
+
+
+@pytest.mark.parametrize("transport", ["ipc", "nccl"])
+def test_a_restarted_server_makes_all_meet_anew_before_the_next_sync(transport: str) -> None:
+    with FakeVLLM() as one, FakeVLLM() as two, transfer(transport, [one.url, two.url]) as sender:
+        sender.sync(weights(), version=3)
+        sender.sync(weights(), version=4)
+        first = sender._engine
+        assert not first.closed and not any("init" in path for path, _ in one.calls[1:])
+        two.version = "default"  # what a server that has just started answers
+        sender.sync(weights(), version=5)
+        assert first.closed and sender._engine is not first and sender._engine.received
+        for server in (one, two):
+            paths = [path for path, _ in server.calls]
+            again = paths.index("/shutdown_weight_transfer_engine")
+            assert "/init_weight_transfer_engine" in paths[again:] and server.version == "5"
+
+
+def test_the_address_for_servers_is_one_they_can_reach() -> None:
+    assert device_transfer._address_towards(["http://127.0.0.1:8000", "http://localhost:8001"]) == "127.0.0.1"
+    assert device_transfer._address_towards(["http://127.0.0.2:8000"]).startswith("127.")
 
 
 def test_ranks_that_do_not_send_read_along() -> None:

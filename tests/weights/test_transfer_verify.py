@@ -47,3 +47,18 @@ def test_checksums_fuse_as_vllm_does() -> None:
         f"{prefix}mlp.gate_up_proj.weight": digest(gate, up),
         f"{prefix}input_layernorm.weight": digest(norm),
     }
+
+
+def test_checksums_pad_the_vocabulary_as_vllm_does() -> None:
+    table = torch.randn(70, 3)
+    padded = torch.cat([table, torch.zeros(58, 3)])
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    expected = dict.fromkeys(names, hashlib.sha256(padded.numpy().tobytes()).hexdigest())
+    assert expected_checksums(((name, table) for name in names), torch.float32) == expected
+
+
+def test_a_rank_that_compares_nothing_still_reads_every_tensor() -> None:
+    """Reading is a collective: the others would wait for it."""
+    tensors = iter([("a", torch.ones(2)), ("b", torch.ones(2))])
+    assert expected_checksums(tensors, torch.float32, wanted=False) == {}
+    assert next(tensors, None) is None
