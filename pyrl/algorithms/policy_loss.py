@@ -32,10 +32,10 @@ def policy_loss(
     """Per-token loss [T] and metric sums of the method `config.name`.
 
     `logprobs` fp32 [T] with gradient; `old_logprobs`, `advantages` fp32 [T]; `mask` bool [T]; `selected` bool [T], read
-    where `mask` is true, or None for no token. Metric sums: `selected_tokens`, `ratio_sum`, `abs_log_ratio_sum`,
-    `kl_sum` (r - 1 - d, an unbiased estimate of KL(old || new)), and by method `clipped_high_tokens` and
-    `clipped_low_tokens` (the PPO clip binds) or `kl_penalty_sum`. Raises ValueError: a shape or dtype that does not
-    fit, or a selected token for a method that selects none.
+    where `mask` is true, or None for no token. Metric sums: `selected_tokens`, `ratio_sum`, `approx_kl_sum` (r - 1 - d,
+    the k3 estimate of KL(old || new)), and by method `clipped_high_tokens` and `clipped_low_tokens` (the PPO clip
+    binds) or `kl_penalty_sum`. Raises ValueError: a shape or dtype that does not fit, or a selected token for a method
+    that selects none.
     """
     _check(logprobs, old_logprobs, advantages, mask, selected)
     old = logprobs.detach() if old_logprobs is None else old_logprobs.detach()
@@ -124,8 +124,7 @@ def _ratio_metrics(log_ratio: torch.Tensor, mask: torch.Tensor, chosen: torch.Te
     return {
         "selected_tokens": _sum(chosen),
         "ratio_sum": _sum(torch.where(mask, d.exp(), 0.0)),
-        "abs_log_ratio_sum": _sum(d.abs()),
-        "kl_sum": _sum(torch.expm1(d) - d),
+        "approx_kl_sum": _sum(torch.expm1(d) - d),
     }
 
 

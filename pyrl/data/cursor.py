@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+import torch
 
 from pyrl.config import ConfigError
+from pyrl.ops.counter import derive_seed, mix_uids
 
 
 class PromptCursor:
     """Walks over the prompts epoch after epoch; where it stands is one number, `consumed`.
 
-    The order of an epoch depends on (seed, epoch) alone: prompts sorted by a hash of (seed, epoch, index). It is the
-    same for every layout and library version, and any position can be reached directly.
+    The order of an epoch depends on (seed, epoch) alone: prompts sorted by the counter-based mix of (seed, epoch,
+    index). It is the same for every layout and library version, and any position can be reached directly.
     """
 
     def __init__(self, num_prompts: int, *, seed: int, shuffle: bool) -> None:
@@ -64,11 +65,9 @@ class PromptCursor:
 
     def _order_of(self, epoch: int) -> list[int]:
         if self._epoch != epoch:
-            self._epoch, self._order = epoch, list(range(self._num_prompts))
+            indices = torch.arange(self._num_prompts)
             if self._shuffle:
-                self._order.sort(key=lambda index: (_hash(self._seed, epoch, index), index))
+                seed = derive_seed(self._seed, step=epoch, mini_batch=0, purpose="prompt_order")
+                indices = mix_uids(indices, seed).argsort()  # a bijection: no two prompts tie
+            self._epoch, self._order = epoch, indices.tolist()
         return self._order
-
-
-def _hash(*counters: int) -> bytes:
-    return hashlib.blake2b(b"".join(c.to_bytes(8, "little") for c in counters), digest_size=8).digest()

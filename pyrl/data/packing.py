@@ -92,6 +92,8 @@ def _fill(lengths: Items[int], bins: int, max_tokens: int) -> list[list[int]]:
 def pack(sequences: Items[Sequence], *, pad_multiple: int = 1) -> PackedBatch:
     """Lay sequences end to end and pad to a multiple of `pad_multiple` tokens; alignment as `PackedBatch` says.
 
+    The last token of a sequence predicts nothing and nothing attends to it, so it is a label only.
+
     No sequence at all gives a valid batch of padding without a response token. `rollout_logprobs` is None when the
     sequences carry none. Raises ValueError: empty prompt or response, an index or response too long for a token uid, a
     sample twice in the batch, log-probs that do not match the response, or only some sequences with log-probs.
@@ -101,7 +103,7 @@ def pack(sequences: Items[Sequence], *, pad_multiple: int = 1) -> PackedBatch:
     _check(sequences)
     prompt_lengths = np.array([len(s.prompt_ids) for s in sequences], dtype=np.int64)
     response_lengths = np.array([len(s.response_ids) for s in sequences], dtype=np.int64)
-    lengths = prompt_lengths + response_lengths
+    lengths = prompt_lengths + response_lengths - 1
     used = int(lengths.sum())
     total = max(_round_up(used, pad_multiple), pad_multiple)
     padding = total - used
@@ -111,14 +113,15 @@ def pack(sequences: Items[Sequence], *, pad_multiple: int = 1) -> PackedBatch:
     position_ids = np.arange(total) - np.repeat(cu_seqlens[:-1], segments)
 
     tokens = np.full(total, PADDING_TOKEN, dtype=np.int64)
-    tokens[:used] = _flat((ids for s in sequences for ids in (s.prompt_ids, s.response_ids)), used, np.int64)
+    tokens[:used] = _flat((ids for s in sequences for ids in (s.prompt_ids, s.response_ids[:-1])), used, np.int64)
 
-    # position t holds label t + 1: the first response label sits on the last prompt token, the last token has none
+    # the first response label sits on the last prompt token
     response_position = position_ids[:used] - np.repeat(prompt_lengths - 1, lengths)
     mask = np.zeros(total, dtype=bool)
-    mask[:used] = (response_position >= 0) & (response_position < np.repeat(response_lengths, lengths))
+    mask[:used] = response_position >= 0
 
-    labels = np.where(mask, np.roll(tokens, -1), IGNORED_LABEL)
+    labels = np.full(total, IGNORED_LABEL, dtype=np.int64)
+    labels[mask] = _flat((s.response_ids for s in sequences), int(mask.sum()), np.int64)
     sample_indices = [s.sample_index for s in sequences]
     token_uids = np.full(total, -1, dtype=np.int64)
     token_uids[:used] = (np.repeat(np.array(sample_indices, dtype=np.int64), lengths) << UID_POSITION_BITS) + (

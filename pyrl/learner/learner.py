@@ -106,11 +106,6 @@ class Learner:
         self.updates += 1
         return UpdateResult(grad_norm=grad_norm, outputs=broadcast_from_last_stage(outputs, self.parallel))
 
-    def set_learning_rate(self, lr: float) -> None:
-        """Used from the next update on."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
     def hf_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face name, full tensor) of the current policy; exhaust it on every rank of the replica, in lockstep.
 

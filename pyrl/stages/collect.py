@@ -14,7 +14,7 @@ from pyrl.learner.parallel import Parallel
 from pyrl.reward.pool import RewardPool
 from pyrl.rollout.filters import keep_informative
 from pyrl.stages.engines import Engines, GenerationJob
-from pyrl.stages.exchange import gather_from_leaders, share_of
+from pyrl.stages.exchange import gather_from_leaders, gather_to_rank_zero, share_of, wait_for_leaders
 from pyrl.telemetry.timers import Timers
 from pyrl.types import Prompt, RolloutGroup, StepRecord
 
@@ -23,54 +23,97 @@ class NoGroupsError(RuntimeError):
     """A step ended without enough groups to train on."""
 
 
+@dataclass(frozen=True, slots=True)
+class GroupFacts:
+    """What every rank knows of a graded group; its tokens are with the leader that generated it."""
+
+    holder: int
+    """Data-parallel rank of that leader."""
+    prompt_tokens: int
+    response_tokens: tuple[int, ...]
+    """Length of each response."""
+    truncated: int
+    """Responses that reached the token limit."""
+    verdicts: tuple[str, ...]
+    """Outcome of each response."""
+    rewards: tuple[float | None, ...]
+    kept: bool
+    """Whether it is trained on."""
+
+    @classmethod
+    def of(cls, group: RolloutGroup, *, holder: int, kept: bool) -> GroupFacts:
+        return cls(
+            holder=holder,
+            prompt_tokens=len(group.prompt.token_ids),
+            response_tokens=tuple(len(c.token_ids) for c in group.completions),
+            truncated=sum(c.finish_reason == "length" for c in group.completions),
+            verdicts=tuple(v.outcome for v in group.verdicts),
+            rewards=tuple(group.rewards),
+            kept=kept,
+        )
+
+
 @dataclass(slots=True)
 class Collected:
-    """The groups of one step, the same on every rank, and what happened on the way."""
+    """The graded groups of one step, in prompt order, and what happened on the way.
 
-    groups: list[RolloutGroup]
-    """Kept groups, in prompt order."""
-    judged: list[RolloutGroup] = field(default_factory=list)
-    """All graded groups before filtering."""
+    Everything but `held` is the same on every rank.
+    """
+
+    facts: list[GroupFacts] = field(default_factory=list)
+    """All graded groups, before filtering."""
+    held: list[RolloutGroup | None] = field(default_factory=list)
+    """Beside `facts`: the group, where this rank is the leader that generated it."""
     groups_failed: int = 0
     refills: int = 0
 
+    def add(self, groups: list[RolloutGroup], facts: list[GroupFacts], dp_rank: int) -> None:
+        """Append the `facts` of every leader's groups. `groups`: this leader's own; a rank that leads none gives []."""
+        own = iter(groups)
+        self.facts += facts
+        self.held += [next(own) if groups and f.holder == dp_rank else None for f in facts]
+
+    @property
+    def kept(self) -> list[tuple[GroupFacts, RolloutGroup | None]]:
+        """The groups that are trained on, with their tokens where this rank holds them."""
+        return [(f, group) for f, group in zip(self.facts, self.held, strict=True) if f.kept]
+
     def metrics(self) -> StepRecord:
         """The rollout and reward fields of a step's record."""
-        completions = [c for g in self.judged for c in g.completions]
-        lengths = [len(c.token_ids) for c in completions]
-        verdicts = Counter(v.outcome for g in self.judged for v in g.verdicts)
+        lengths = [n for f in self.facts for n in f.response_tokens]
+        verdicts = Counter(outcome for f in self.facts for outcome in f.verdicts)
+        kept = [f for f in self.facts if f.kept]
         return {
-            "reward_mean": mean_reward(self.judged),
-            "reward_mean_kept": mean_reward(self.groups),
+            "reward_mean": mean_reward(self.facts),
+            "reward_mean_kept": mean_reward(kept),
             "verdicts_right": verdicts["right"],
             "verdicts_wrong": verdicts["wrong"],
             "verdicts_unjudged": verdicts["unjudged"],
             "response_length_mean": sum(lengths) / len(lengths) if lengths else None,
             "response_length_max": max(lengths, default=None),
-            "truncated_fraction": (
-                sum(c.finish_reason == "length" for c in completions) / len(completions) if completions else None
-            ),
+            "truncated_fraction": sum(f.truncated for f in self.facts) / len(lengths) if lengths else None,
             "response_tokens": sum(lengths),
-            "groups_kept": len(self.groups),
-            "groups_dropped_uniform": len(self.judged) - len(self.groups),
+            "groups_kept": len(kept),
+            "groups_dropped_uniform": len(self.facts) - len(kept),
             "groups_failed": self.groups_failed,
             "refills": self.refills,
         }
 
 
-def mean_reward(groups: list[RolloutGroup]) -> float | None:
+def mean_reward(groups: list[GroupFacts]) -> float | None:
     """Mean over judged completions; None when there are none."""
     rewards = [r for g in groups for r in g.rewards if r is not None]
     return sum(rewards) / len(rewards) if rewards else None
 
 
-def with_verdict(groups: list[RolloutGroup]) -> list[RolloutGroup]:
-    """Groups with at least one completion that could be judged; the others have nothing to train on."""
-    return [g for g in groups if any(reward is not None for reward in g.rewards)]
+def has_verdict(group: RolloutGroup) -> bool:
+    """Whether a completion could be judged; without one there is nothing to train on."""
+    return any(reward is not None for reward in group.rewards)
 
 
 class Collector:
-    """Generates and grades the groups of a step. Each data-parallel leader does its own share of the prompts."""
+    """Generates and grades the groups of a step. Each data-parallel leader does its own share of the prompts and keeps
+    their tokens; the others learn the facts."""
 
     def __init__(
         self,
@@ -91,15 +134,15 @@ class Collector:
         self._timers = timers
 
     def collect(self, prompts: list[Prompt], cursor: PromptCursor, *, step: int, policy_version: int) -> Collected:
-        """One step's groups, the same list on every rank. Collective.
+        """One step's groups. Collective.
 
-        Raises NoGroupsError when fewer groups are left than there are updates.
+        Raises NoGroupsError, on every rank, when fewer groups are left than there are updates.
         """
         wanted = self._config.rollout.prompts_per_step
         sampling = self._config.rollout.dynamic_sampling
-        collected, numbered = Collected(groups=[]), 0
+        collected, numbered, kept = Collected(), 0, 0
         for refill in range(1 + (sampling.max_refills if sampling.enabled else 0)):
-            missing = wanted - len(collected.groups)
+            missing = wanted - kept
             if missing == 0:
                 break
             asked = list(enumerate((prompts[i] for i in cursor.next(missing)), start=numbered))
@@ -107,17 +150,17 @@ class Collector:
             groups = self.generate_and_grade(
                 asked, self._config.rollout.samples_per_prompt, step=step, policy_version=policy_version
             )
+            facts = self.share_facts(groups, informative_only=sampling.enabled)
+            collected.add(groups, facts, self._parallel.dp_rank)
             collected.refills = refill
-            collected.judged += groups
-            collected.groups_failed += len(asked) - len(groups)
-            collected.groups += keep_informative(groups)[0] if sampling.enabled else with_verdict(groups)
+            collected.groups_failed += len(asked) - len(facts)
+            kept += sum(f.kept for f in facts)
         updates = self._config.algorithm.updates_per_rollout
-        if len(collected.groups) < updates:
+        if kept < updates:
             raise NoGroupsError(
-                f"step {step}: {len(collected.groups)} groups are left for {updates} updates after "
-                f"{collected.refills} refills ({collected.groups_failed} failed, "
-                f"{len(collected.judged) - len(collected.groups)} all right, all wrong, unjudged): the task is too "
-                "easy or too hard for this model, or raise rollout.dynamic_sampling.max_refills"
+                f"step {step}: {kept} groups are left for {updates} updates after {collected.refills} refills "
+                f"({collected.groups_failed} failed, {len(collected.facts) - kept} all right, all wrong, unjudged): "
+                "the task is too easy or too hard for this model, or raise rollout.dynamic_sampling.max_refills"
             )
         return collected
 
@@ -130,7 +173,8 @@ class Collector:
         policy_version: int,
         purpose: Literal["train", "validation"] = "train",
     ) -> list[RolloutGroup]:
-        """Graded groups of numbered `prompts` in order, failed ones left out, on every rank. Collective."""
+        """Graded groups of this leader's share of the numbered `prompts`, in order, failed ones left out; [] on ranks
+        that lead no replica. Every rank calls it."""
         mine = share_of(prompts, self._parallel) if self._parallel.is_leader else []
         with self._timers.phase("rollout"):
             job = GenerationJob(mine, samples, step=step, policy_version=policy_version, purpose=purpose)
@@ -138,7 +182,33 @@ class Collector:
         with self._timers.phase("reward"):
             if groups and self._pool is not None:
                 self._grade(groups)
-        return gather_from_leaders(groups if self._parallel.is_leader else None, self._parallel)
+        wait_for_leaders(self._parallel, self._config.rollout.timeout_seconds, step)
+        return groups
+
+    def share_facts(self, groups: list[RolloutGroup], *, informative_only: bool = False) -> list[GroupFacts]:
+        """Facts of all leaders' groups, in prompt order, on every rank. Collective.
+
+        Kept are groups with a completion that could be judged; with `informative_only` those that carry a signal.
+        """
+        facts = [
+            GroupFacts.of(
+                group,
+                holder=self._parallel.dp_rank,
+                kept=bool(keep_informative([group])[0]) if informative_only else has_verdict(group),
+            )
+            for group in groups
+        ]
+        return gather_from_leaders(facts if self._parallel.is_leader else None, self._parallel)
+
+    def first_samples(self, collected: Collected, count: int) -> list[RolloutGroup]:
+        """On rank 0 the first `count` kept groups with their first response alone; [] elsewhere. Collective."""
+        shown = [
+            (place, RolloutGroup(group.prompt, group.completions[:1], group.verdicts[:1]))
+            for place, (_, group) in enumerate(collected.kept[:count])
+            if group is not None
+        ]
+        parts = gather_to_rank_zero(shown, self._parallel) or []
+        return [group for _, group in sorted((item for part in parts for item in part), key=lambda item: item[0])]
 
     def _grade(self, groups: list[RolloutGroup]) -> None:
         flat = [(g, c) for g in groups for c in g.completions]

@@ -21,16 +21,18 @@ from pyrl.config import RunConfig
 from pyrl.data.packing import pack, plan_micro_batches, split_mini_batches
 from pyrl.learner.learner import Learner
 from pyrl.learner.parallel import Parallel
+from pyrl.stages.collect import Collected
+from pyrl.stages.exchange import SequenceFacts, redistribute
 from pyrl.stages.summary import UpdateSummary, summarize_updates
 from pyrl.telemetry.timers import Timers
-from pyrl.types import PackedBatch, RolloutGroup, Sequence, StepRecord
+from pyrl.types import Completion, PackedBatch, Prompt, Sequence, StepRecord, TokenScores
 
 MiniBatch = list[PackedBatch]
 """This rank's micro-batches of one optimizer update."""
 
 
 class PolicyImprover:
-    """The updates of one rollout batch. Every rank calls it with the same groups."""
+    """The updates of one rollout batch."""
 
     def __init__(self, config: RunConfig, learner: Learner, parallel: Parallel, timers: Timers) -> None:
         self._config = config
@@ -39,48 +41,80 @@ class PolicyImprover:
         self._timers = timers
         self._scope = getattr(config.loss, "cov_scope", None)
 
-    def improve(self, groups: list[RolloutGroup], *, step: int) -> StepRecord:
+    def improve(self, collected: Collected, *, step: int) -> StepRecord:
         """`algorithm.updates_per_rollout` optimizer updates; returns policy and optimization metrics. Collective."""
-        mini_batches = [self._pack(part) for part in self._sequences(groups)]
+        mini_batches = self._mini_batches(collected)
         everything = [batch for mini_batch in mini_batches for batch in mini_batch]
         with self._timers.phase("score"):
-            scores = self._learner.score(everything)
-            for batch, score in zip(everything, scores, strict=True):
+            # The first update runs under the rollout's policy, so its own forward pass scores its mini-batch.
+            score_first = self._scope == "rollout_batch" or self._selects_ahead(mini_batches[0])
+            ahead = everything if score_first else everything[len(mini_batches[0]) :]
+            scores = self._learner.score(ahead) if ahead else []
+            for batch, score in zip(ahead, scores, strict=True):
                 batch.old_logprobs = score.logprobs
-            statistics = token_statistics(everything, scores, group=self._parallel.dp_group).metrics()
-            del statistics["response_tokens"]  # of the kept groups; the record counts the generated ones
         with self._timers.phase("update"):
             if self._scope == "rollout_batch":
                 self._select(everything, [batch.old_logprobs for batch in everything], step, 0)
             updates = [self._update(mini_batch, index, step) for index, mini_batch in enumerate(mini_batches)]
-        return statistics | summarize_updates(updates, self._config.loss)
+        summaries, scores_of_updates = zip(*updates, strict=True)
+        if not score_first:
+            scores = scores_of_updates[0] + scores
+        statistics = token_statistics(everything, scores, group=self._parallel.dp_group).metrics()
+        del statistics["response_tokens"]  # of the kept groups; the record counts the generated ones
+        return statistics | summarize_updates(list(summaries), self._config.loss)
 
-    def _sequences(self, groups: list[RolloutGroup]) -> list[list[Sequence]]:
-        """Mini-batches of sequences with advantages; completions that could not be judged are left out."""
+    def _mini_batches(self, collected: Collected) -> list[MiniBatch]:
+        """This rank's part of every update. All ranks plan from the same facts; then the sequences travel."""
+        facts, held = self._outline(collected)
+        parts = split_mini_batches(facts, self._config.algorithm.updates_per_rollout)
+        mini_batches = [[sequence for group in part for sequence in group] for part in parts]
+        receivers: dict[int, int] = {}
+        mine: list[list[list[int]]] = []
+        for sequences in mini_batches:
+            lengths, budget = [len(s) for s in sequences], self._config.optimizer.max_tokens_per_micro_batch
+            plan = plan_micro_batches(lengths, dp=self._parallel.dp_size, max_tokens=budget)
+            indices = [[[sequences[i].sample_index for i in micro] for micro in rank] for rank in plan]
+            receivers |= {i: rank for rank, micros in enumerate(indices) for micro in micros for i in micro}
+            mine.append(indices[self._parallel.dp_rank])
+        flat = [sequence for sequences in mini_batches for sequence in sequences]
+        here = redistribute(flat, receivers, held, self._parallel)
+        return [[self._pack([here[i] for i in micro]) for micro in micros] for micros in mine]
+
+    def _outline(self, collected: Collected) -> tuple[list[list[SequenceFacts]], dict[int, tuple[Prompt, Completion]]]:
+        """The sequences of each kept group, and by sample index those that this rank holds.
+
+        Completions that could not be judged are left out.
+        """
         advantages_of = ADVANTAGES[self._config.algorithm.advantage]
-        per_group: list[list[Sequence]] = []
+        outline: list[list[SequenceFacts]] = []
+        held: dict[int, tuple[Prompt, Completion]] = {}
         index = 0
-        for group in groups:
+        for facts, group in collected.kept:
             sequences = []
-            for completion, advantage in zip(group.completions, advantages_of(group.rewards), strict=True):
+            for i, advantage in enumerate(advantages_of(list(facts.rewards))):
                 if advantage is not None:
-                    prompt_ids, logprobs = group.prompt.token_ids, completion.rollout_logprobs
-                    sequences.append(Sequence(index, prompt_ids, completion.token_ids, advantage, logprobs))
+                    lengths = facts.prompt_tokens, facts.response_tokens[i]
+                    sequences.append(SequenceFacts(index, *lengths, advantage, facts.holder))
+                    if group is not None:
+                        held[index] = group.prompt, group.completions[i]
                 index += 1
-            per_group.append(sequences)
-        parts = split_mini_batches(per_group, self._config.algorithm.updates_per_rollout)
-        return [[sequence for group in part for sequence in group] for part in parts]
+            outline.append(sequences)
+        return outline, held
 
-    def _pack(self, sequences: list[Sequence]) -> MiniBatch:
-        lengths, budget = [len(s) for s in sequences], self._config.optimizer.max_tokens_per_micro_batch
-        plan = plan_micro_batches(lengths, dp=self._parallel.dp_size, max_tokens=budget)[self._parallel.dp_rank]
-        multiple, device = self._learner.pad_multiple, self._parallel.device
-        return [pack([sequences[i] for i in micro], pad_multiple=multiple).to(device) for micro in plan]
+    def _pack(self, sequences: list[Sequence]) -> PackedBatch:
+        return pack(sequences, pad_multiple=self._learner.pad_multiple).to(self._parallel.device)
 
-    def _update(self, mini_batch: MiniBatch, index: int, step: int) -> UpdateSummary:
-        """One optimizer update. `index` 0 is the first after the rollout: the policy is its own old policy there."""
-        tokens = global_token_count([batch.response_mask for batch in mini_batch], self._parallel.dp_group)
-        select_in_loss = self._select_ahead(mini_batch, index, step)
+    def _update(self, mini_batch: MiniBatch, index: int, step: int) -> tuple[UpdateSummary, list[TokenScores]]:
+        """One optimizer update, and the scores of its forward pass.
+
+        `index` 0 is the first after the rollout: the policy is its own old policy there.
+        """
+        group = self._parallel.dp_group
+        tokens = global_token_count([batch.response_mask for batch in mini_batch], group)
+        select_in_loss = self._scope == "micro_batch" or (self._scope == "mini_batch" and len(mini_batch) == 1)
+        if self._selects_ahead(mini_batch):
+            logprobs = [b.old_logprobs for b in mini_batch] if index == 0 else self._current_logprobs(mini_batch)
+            self._select(mini_batch, logprobs, step, index, first=index == 0)
 
         def loss_fn(
             batch: PackedBatch, logprobs: torch.Tensor, entropy: torch.Tensor
@@ -92,32 +126,26 @@ class PolicyImprover:
             mask = batch.response_mask
             loss, sums = policy_loss(logprobs, old, batch.advantages, mask, batch.selected, self._config.loss)
             part = token_mean(loss, mask, tokens)
-            return part, {"loss": part.detach().double(), "logprobs": current} | sums
+            return part, {"loss": part.detach().double(), "logprobs": current, "entropy": entropy.detach()} | sums
 
         result = self._learner.update(mini_batch, loss_fn)
-        logprobs = [output.pop("logprobs") for output in result.outputs]
-        sums = global_sums(add_up(result.outputs), self._parallel.dp_group, device=self._parallel.device)
+        scores = [TokenScores(output.pop("logprobs"), output.pop("entropy")) for output in result.outputs]
+        sums = global_sums(add_up(result.outputs), group, device=self._parallel.device)
         mask, advantages = _joined(mini_batch, "response_mask"), _joined(mini_batch, "advantages")
-        group = self._parallel.dp_group
-        covariance = ops.token_covariance(torch.cat(logprobs), advantages, mask, group=group)  # whatever the scope
-        return UpdateSummary(tokens, result.grad_norm, sums, covariance_statistics(covariance, mask, group=group))
+        logprobs = torch.cat([score.logprobs for score in scores])
+        covariance = ops.token_covariance(logprobs, advantages, mask, group=group)  # whatever the scope
+        statistics = covariance_statistics(covariance, mask, group=group)
+        return UpdateSummary(tokens, result.grad_norm, sums, statistics), scores
 
-    def _select_ahead(self, mini_batch: MiniBatch, index: int, step: int) -> bool:
-        """Choose the mini-batch's tokens before its loss, by one more forward pass, where that is needed.
+    def _selects_ahead(self, mini_batch: MiniBatch) -> bool:
+        """Whether the mini-batch's tokens are chosen before its loss, with all their log-probs at hand.
 
-        True: the choice can be made inside the loss, by its own log-probs: the scope is one micro-batch, or every rank
-        holds its part of the mini-batch as one.
+        Where every rank holds its part as one micro-batch, they are chosen inside the loss, by its own log-probs.
         """
-        if self._scope in (None, "rollout_batch"):
-            return False
-        if self._scope == "micro_batch" or len(mini_batch) == 1:
-            return True
-        if index == 0:
-            logprobs = [batch.old_logprobs for batch in mini_batch]
-        else:
-            logprobs = [score.logprobs for score in self._learner.score(mini_batch)]
-        self._select(mini_batch, logprobs, step, index, first=index == 0)
-        return False
+        return self._scope == "mini_batch" and len(mini_batch) > 1
+
+    def _current_logprobs(self, mini_batch: MiniBatch) -> list[torch.Tensor]:
+        return [score.logprobs for score in self._learner.score(mini_batch)]
 
     def _select(
         self, batches: MiniBatch, logprobs: list[torch.Tensor], step: int, index: int, *, first: bool = True

@@ -33,14 +33,18 @@ def summarize_updates(updates: list[UpdateSummary], loss: LossConfig) -> StepRec
         "grad_norm_updates": [u.grad_norm for u in updates],
         "selected_tokens": sum(selected) if selects else None,
         "selected_tokens_updates": selected if selects else None,
-        "clip_fraction_low": _mean_share(updates, "clipped_low_tokens") if clips else None,
-        "clip_fraction_high": _mean_share(updates, "clipped_high_tokens") if clips else None,
+        "ratio_mean": _token_mean(updates, "ratio_sum"),
+        "approx_kl": _token_mean(updates, "approx_kl_sum"),
+        "kl_penalty": None if clips else _token_mean(updates, "kl_penalty_sum"),
+        "clip_fraction_low": _token_mean(updates, "clipped_low_tokens") if clips else None,
+        "clip_fraction_high": _token_mean(updates, "clipped_high_tokens") if clips else None,
     }
     record["clip_fraction"] = record["clip_fraction_low"] + record["clip_fraction_high"] if clips else None
     return record | _mean_of([u.covariance.metrics() for u in updates])
 
 
-def _mean_share(updates: list[UpdateSummary], name: str) -> float:
+def _token_mean(updates: list[UpdateSummary], name: str) -> float:
+    """Mean over the tokens of an update, then over updates."""
     return fmean(u.sums[name] / u.tokens for u in updates)
 
 

@@ -14,13 +14,16 @@ from pyrl.algorithms.aggregate import global_token_count, token_mean
 from pyrl.config import ConfigError
 from pyrl.data.cursor import PromptCursor
 from pyrl.data.packing import pack, plan_micro_batches
+from pyrl.data.templates import encode
 from pyrl.learner.learner import Learner
 from pyrl.learner.parallel import Parallel
 from pyrl.types import PackedBatch, Sequence
 
 
-def load_demonstrations(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Sequence]:
+def load_demonstrations(path: Path, tokenizer: PreTrainedTokenizerBase, *, template: str) -> list[Sequence]:
     """Demonstrations from JSONL with `prompt` and `response` texts; the stop token is added to each response.
+
+    A prompt is tokenized as reinforcement learning does it, under the same `template` (`data.template`).
 
     Raises ConfigError naming the row for a missing file, a missing or empty field or a line that is not JSON.
     """
@@ -36,10 +39,10 @@ def load_demonstrations(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[
             if not isinstance(row, dict) or not isinstance(row.get(field), str) or not row[field]:
                 raise ConfigError(f"{path}, line {number}: {field!r} must be a text that is not empty")
         rows.append(row)
-    prompts = tokenizer([r["prompt"] for r in rows], add_special_tokens=False)["input_ids"]
+    prompts = encode([[{"role": "user", "content": r["prompt"]}] for r in rows], template, tokenizer)
     responses = tokenizer([r["response"] for r in rows], add_special_tokens=False)["input_ids"]
     return [
-        Sequence(i, tuple(prompt), (*response, tokenizer.eos_token_id))
+        Sequence(i, prompt, (*response, tokenizer.eos_token_id))
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
     ]
 

@@ -18,9 +18,10 @@ class Validator:
     def validate(self, step: int) -> StepRecord:
         """Fields `validation_*` of the policy after `step` steps. Collective."""
         with self._timers.phase("validation"):
-            groups = self._collector.generate_and_grade(
+            own = self._collector.generate_and_grade(
                 self._prompts, self._config.samples_per_prompt, step=step, policy_version=step, purpose="validation"
             )
+            groups = self._collector.share_facts(own)
         rewards = [r for g in groups for r in g.rewards]
         judged = sum(r is not None for r in rewards)
         return {

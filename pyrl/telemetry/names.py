@@ -94,6 +94,11 @@ METRICS: dict[str, Metric] = {
     "loss_updates": Metric("optimization", "nats", "`loss` of each update.", "list"),
     "grad_norm": Metric("optimization", "L2 norm", "Global gradient before clipping, mean over updates."),
     "grad_norm_updates": Metric("optimization", "L2 norm", "`grad_norm` of each update.", "list"),
+    "approx_kl": Metric("optimization", "nats", "KL(old || current policy) by the k3 estimate r - 1 - log r, r = pi / "
+                        "pi_old: mean over valid tokens, then over updates. The first update of a step has 0."),
+    "ratio_mean": Metric("optimization", "ratio", "pi / pi_old: mean over valid tokens, then over updates."),
+    "kl_penalty": Metric("optimization", "nats", "KL-Cov's penalty as a part of `loss`, mean over updates; null for "
+                         "other losses."),
     "clip_fraction": Metric("optimization", "fraction", "Valid tokens whose PPO clip binds, mean over updates; null "
                             "for a loss without clip."),
     "clip_fraction_low": Metric("optimization", "fraction", "The part of it at the lower bound."),

@@ -88,7 +88,7 @@ def test_on_policy_gradient_is_minus_the_advantage(name):
     loss, metrics = policy_loss(logprobs, None, advantages, mask, None, CONFIGS[name])
     (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
     assert torch.equal(gradient, torch.where(mask, -advantages, 0.0))
-    assert metrics["ratio_sum"] == mask.sum() and metrics["kl_sum"] == 0 and metrics["abs_log_ratio_sum"] == 0
+    assert metrics["ratio_sum"] == mask.sum() and metrics["approx_kl_sum"] == 0
 
 
 def test_ratio_metrics():
@@ -96,8 +96,7 @@ def test_ratio_metrics():
     _, metrics = policy_loss(logprobs, old, advantages, mask, None, CONFIGS["kl_cov"])
     d = (logprobs - old).detach()[mask]
     assert metrics["ratio_sum"].item() == pytest.approx(d.exp().sum().item())
-    assert metrics["abs_log_ratio_sum"].item() == pytest.approx(d.abs().sum().item())
-    assert metrics["kl_sum"].item() == pytest.approx((d.exp() - 1 - d).sum().item())
+    assert metrics["approx_kl_sum"].item() == pytest.approx((d.exp() - 1 - d).sum().item())
 
 
 def test_bad_arguments_are_named():

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from pyrl.config import ConfigError
 from pyrl.data.cursor import PromptCursor
+from pyrl.ops.counter import as_int64, derive_seed, mix
 
-PINNED = [1, 7, 2, 3, 6, 5, 0, 4]
+PINNED = [5, 2, 4, 6, 3, 0, 7, 1]
 
 
 @given(st.integers(1, 30), st.integers(0, 2**31 - 1), st.lists(st.integers(0, 25), max_size=10))
@@ -38,6 +39,13 @@ def test_seeds_and_epochs_differ_and_no_shuffle_keeps_the_order():
     first, second = cursor.next(50), cursor.next(50)
     assert first != second and first != PromptCursor(50, seed=1, shuffle=True).next(50)
     assert PromptCursor(3, seed=0, shuffle=False).next(7) == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_an_epoch_is_sorted_by_the_counter_based_mix():
+    cursor = PromptCursor(30, seed=11, shuffle=True)
+    for epoch in range(3):
+        seed = derive_seed(11, step=epoch, mini_batch=0, purpose="prompt_order")
+        assert cursor.next(30) == sorted(range(30), key=lambda index: as_int64(mix(seed, index)))
 
 
 def test_the_order_is_pinned():

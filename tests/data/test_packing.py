@@ -30,9 +30,9 @@ def literal(sequences, pad_multiple):
     rows = []
     for s in sequences:
         full = s.prompt_ids + s.response_ids
-        for t, token in enumerate(full):
+        for t, token in enumerate(full[:-1]):
             k = t + 1 - len(s.prompt_ids)  # place in the response of the token that position t predicts
-            if 0 <= k < len(s.response_ids):
+            if k >= 0:
                 uid = s.sample_index * 2**24 + k
                 rows.append((token, s.response_ids[k], t, True, s.advantage, uid, s.rollout_logprobs[k]))
             else:
@@ -56,7 +56,7 @@ def test_pack_equals_its_definition_token_by_token(sequences, pad_multiple):
     assert batch.token_uids.tolist() == list(uids)
     assert batch.advantages.tolist() == list(advantages)
     assert batch.rollout_logprobs.tolist() == list(logprobs)
-    lengths = [len(s) for s in sequences] + ([padding] if padding else [])
+    lengths = [len(s) - 1 for s in sequences] + ([padding] if padding else [])
     assert batch.cu_seqlens.diff().tolist() == lengths
     assert batch.cu_seqlens[0] == 0 and batch.cu_seqlens[-1] == len(tokens)
     assert batch.max_seqlen == max(lengths)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from pyrl.config import ParallelConfig
 from pyrl.data.packing import pack, plan_micro_batches
 from pyrl.types import PackedBatch
+from tests.integration.improve_job import run_methods
 from tests.learner.tiny import random_sequences, run_config
 
 STEPS, SEQUENCES = 3, 24
@@ -31,6 +32,8 @@ class Variant:
     recompute: str = "none"
     export: str | None = None
     """Write the loaded model back to this folder before the first update."""
+    improve: bool = False
+    """Also train with each method of `improve_job`."""
 
 
 def run_variants(variants: list[Variant]) -> dict[str, dict[str, Any]]:
@@ -57,6 +60,8 @@ def _run(variant: Variant, parallel: Any) -> dict[str, Any]:
         # Under Adam's usual eps an element whose gradient is mere rounding makes a step of full size.
         optimizer={"lr": 1e-3, "weight_decay": 0.1, "eps": 1e-5},
     )
+    layout = config.parallel.model_dump(mode="json")
+    methods = run_methods(variant.model, layout, variant.max_tokens, parallel) if variant.improve else {}
     learner = Learner(config, parallel)
     if variant.export:
         learner.export_hf(variant.export)
@@ -70,6 +75,7 @@ def _run(variant: Variant, parallel: Any) -> dict[str, Any]:
         "parameters": parameters,
         "place": (parallel.dp_rank, parallel.pp_rank, parallel.tp_rank),
         "copies": copies,
+        "methods": methods,
     }
 
 

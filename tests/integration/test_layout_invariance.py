@@ -9,12 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pyrl.algorithms.advantage import grpo
+from pyrl.ops import select_top
+from tests.integration.improve_job import METHODS, UPDATES, Choice, make_groups
+from tests.integration.improve_job import STEPS as ROLLOUTS
 from tests.integration.layout_job import STEPS, Variant, run_variants
 from tests.learner.tiny import save_tiny_model
 from tests.ops.gloo import run_on_ranks
 
 RELATIVE = 1e-5
 """fp32 sums in another order."""
+MARGIN = 1e-5
+"""A token may change sides where its covariance is nearer than this, times max(1, |edge|), to what decides on it."""
 Results = dict[str, list[dict[str, Any]]]
 """Variant -> what each rank returned."""
 
@@ -37,10 +43,10 @@ def results(folders: dict[str, Path]) -> Results:
     jobs = {
         1: [
             [
-                Variant("base", tied),
+                Variant("base", tied, improve=True),
                 Variant("base untied", untied),
                 Variant("base one kv head", grouped),
-                Variant("budget 1x", tied, max_tokens=250),
+                Variant("budget 1x", tied, max_tokens=250, improve=True),
                 Variant("recompute full", tied, recompute="full"),
                 Variant("recompute selective", tied, recompute="selective"),
                 Variant("replicated optimizer", tied, distributed_optimizer=False),
@@ -48,19 +54,19 @@ def results(folders: dict[str, Path]) -> Results:
         ],
         2: [
             [
-                Variant("tp2", tied, tp=2),
+                Variant("tp2", tied, tp=2, improve=True),
                 Variant("tp2 sequence parallel", tied, tp=2, sequence_parallel=True, max_tokens=250),
                 Variant("tp2 one kv head", grouped, tp=2),
             ],
-            [Variant("pp2", tied, pp=2, max_tokens=250), Variant("pp2 untied", untied, pp=2)],
+            [Variant("pp2", tied, pp=2, max_tokens=250, improve=True), Variant("pp2 untied", untied, pp=2)],
             [
-                Variant("dp2", tied, max_tokens=250),
-                Variant("dp2 replicated optimizer", tied, distributed_optimizer=False),
+                Variant("dp2", tied, max_tokens=250, improve=True),
+                Variant("dp2 replicated optimizer", tied, distributed_optimizer=False, improve=True),
             ],
         ],
         4: [
             [
-                Variant("tp2 pp2", tied, **four, max_tokens=250, export=str(folders["exports"] / "tied")),
+                Variant("tp2 pp2", tied, **four, max_tokens=250, improve=True, export=str(folders["exports"] / "tied")),
                 Variant("tp2 pp2 untied", untied, **four, export=str(folders["exports"] / "untied")),
             ]
         ],
@@ -155,3 +161,102 @@ def test_export_from_four_shards_returns_the_same_bits(results: Results, folders
     assert exported.keys() == loaded.keys()
     for name, tensor in loaded.items():
         assert torch.equal(exported[name], tensor), name
+
+
+IMPROVED = ["budget 1x", "tp2", "pp2", "dp2", "dp2 replicated optimizer", "tp2 pp2"]
+"""Those that trained with Clip-Cov and KL-Cov; with dp2 the choice is made ahead of the loss, and then inside it."""
+
+
+def choices(ranks: list[dict[str, Any]], method: str) -> list[Choice]:
+    """Of each update, over all replicas. Where a mini-batch is one micro-batch, only the last stage chooses."""
+    last_stage = max(rank["place"][1] for rank in ranks)
+    replicas: dict[int, list[Choice]] = {}
+    for rank in ranks:
+        dp, pp, _ = rank["place"]
+        if pp == last_stage:
+            found = rank["methods"][method]["choices"]
+            assert replicas.setdefault(dp, found) == found, "ranks of one replica disagree"
+    updates = list(zip(*replicas.values(), strict=True))
+    assert len(updates) == ROLLOUTS * UPDATES
+    return [
+        Choice({u: c for p in parts for u, c in p.covariance.items()}, frozenset().union(*(p.chosen for p in parts)))
+        for parts in updates
+    ]
+
+
+def edges(method: str, choice: Choice) -> tuple[float, ...]:
+    """The covariances at which a token's fate turns: KL-Cov's threshold, Clip-Cov's band."""
+    if method == "kl_cov":
+        return (min(choice.covariance[uid] for uid in choice.chosen),)
+    return METHODS[method]["clip_cov_lb"], METHODS[method]["clip_cov_ub"]
+
+
+def beyond_the_margin(method: str, base: Choice, other: Choice) -> list[int]:
+    """Tokens that one of the two chose and the other did not, although their covariance is clear of every edge."""
+    different = base.chosen ^ other.chosen
+    clear = lambda cov, edge: abs(cov - edge) > MARGIN * max(1.0, abs(edge))  # noqa: E731
+    return sorted(u for u in different if all(clear(base.covariance[u], edge) for edge in edges(method, base)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", IMPROVED)
+def test_choices_do_not_depend_on_the_layout(results: Results, name: str, method: str) -> None:
+    wanted, got = choices(results["base"], method), choices(results[name], method)
+    for base, other in zip(wanted, got, strict=True):
+        assert len(base.chosen) == len(other.chosen) == int(0.05 * len(base.covariance)) >= 10
+        assert other.covariance.keys() == base.covariance.keys()
+        for uid, covariance in base.covariance.items():
+            assert abs(other.covariance[uid] - covariance) <= MARGIN * max(1.0, abs(covariance))
+        wrong = beyond_the_margin(method, base, other)
+        assert not wrong, f"{len(wrong)} of {len(base.chosen ^ other.chosen)} differences are not at an edge: {wrong}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", IMPROVED)
+def test_training_with_choices_does_not_depend_on_the_layout(results: Results, name: str, method: str) -> None:
+    base = results["base"][0]["methods"][method]
+    for rank in (r["methods"][method] for r in results[name]):
+        for step, (got, wanted) in enumerate(zip(rank["records"], base["records"], strict=True), start=1):
+            assert sum(wanted["selected_tokens_updates"]) == wanted["selected_tokens"] >= 30
+            assert got.keys() == wanted.keys()
+            scale = mean_absolute_advantage(step)  # of the loss of a token at ratio 1; a sum may cancel
+            for field, value in wanted.items():
+                margin = {"abs": RELATIVE * scale, "rel": 0} if field.startswith("loss") else {"rel": RELATIVE}
+                assert got[field] == (None if value is None else pytest.approx(value, **margin)), field
+        for tensor, wanted in base["parameters"].items():
+            error = (rank["parameters"][tensor] - wanted).norm() / wanted.norm()
+            assert error <= RELATIVE, f"{tensor}: relative error {error}"
+
+
+def mean_absolute_advantage(step: int) -> float:
+    pairs = [
+        (abs(advantage), len(completion.token_ids))
+        for group in make_groups(step)
+        for advantage, completion in zip(grpo(group.rewards), group.completions, strict=True)
+        if advantage is not None
+    ]
+    return sum(a * n for a, n in pairs) / sum(n for _, n in pairs)
+
+
+@pytest.mark.slow
+def test_a_rank_that_ranks_its_own_tokens_alone_is_found(results: Results) -> None:
+    """What `beyond_the_margin` is worth: every update of such a selection has tokens that are not at the threshold."""
+    ranks = [rank["methods"]["kl_cov"]["choices"] for rank in results["dp2"]]
+    for base, *parts in zip(choices(results["base"], "kl_cov"), *ranks, strict=True):
+        alone: frozenset[int] = frozenset()
+        for part in parts:
+            uids, covariance = torch.tensor(list(part.covariance)), torch.tensor(list(part.covariance.values()))
+            chosen = select_top(covariance, torch.ones_like(uids, dtype=torch.bool), 0.05, token_uids=uids)
+            alone |= frozenset(uids[chosen].tolist())
+        assert beyond_the_margin("kl_cov", base, Choice(base.covariance, alone))
+
+
+def test_the_margin_is_narrow() -> None:
+    covariance = {1: 2.0, 2: 1.0, 3: 1.0 - 5e-6, 4: 1.0 - 5e-5}
+    chosen = lambda *uids: Choice(covariance, frozenset(uids))  # noqa: E731
+    assert beyond_the_margin("kl_cov", chosen(1, 2), chosen(1, 3)) == []
+    assert beyond_the_margin("kl_cov", chosen(1, 2), chosen(1, 4)) == [4]
+    assert beyond_the_margin("kl_cov", chosen(1, 2), chosen(3, 2)) == [1]
+    assert beyond_the_margin("clip_cov", chosen(1), chosen(2)) == [1, 2]

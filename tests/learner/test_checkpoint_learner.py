@@ -38,7 +38,8 @@ def _train(learner: Any, first: int, count: int) -> list[float]:
 
 def _unbroken(learner: Any, root: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     _train(learner, 0, 2)
-    learner.set_learning_rate(3e-3)
+    for group in learner.optimizer.param_groups:
+        group["lr"] = 3e-3  # not the config's: it must come from the checkpoint
     save_checkpoint(root, 2, model=learner.model, optimizer=learner.optimizer, trainer_state=STATE, keep_last=1)
     return _train(learner, 2, 3), dict(learner.model.state_dict())
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from pyrl.config import ParallelConfig
@@ -58,8 +63,8 @@ def _sequence_parallel(model: str) -> tuple[int, str]:
 
     parallel = init_parallel(ParallelConfig(tp=2))
     learner = Learner(run_config(Path(model), parallel={"tp": 2, "sequence_parallel": True}), parallel)
-    odd = [s for s in random_sequences(9) if len(s) % 2][:1]
-    return learner.pad_multiple, _outcome(lambda: learner.score([pack(odd)]))
+    odd = next(batch for batch in (pack([s]) for s in random_sequences(9)) if len(batch.tokens) % 2)
+    return learner.pad_multiple, _outcome(lambda: learner.score([odd]))
 
 
 def test_one_bad_rank_stops_both(tmp_path: Path) -> None:
@@ -82,3 +87,21 @@ def test_sequence_parallelism_wants_padding(tmp_path: Path) -> None:
     for multiple, outcome in run_on_ranks(2, _sequence_parallel, str(tmp_path)):
         assert multiple == 2
         assert re.match(r"ValueError: micro_batches\[0\] has \d+ tokens, wanted .* multiple of pad_multiple 2", outcome)
+
+
+@pytest.mark.slow
+def test_a_loss_that_fails_on_one_pipeline_stage_ends_the_job(tmp_path: Path) -> None:
+    """The other stage waits for a gradient, far within its deadline of 600 s; the launcher ends it."""
+    save_tiny_model("qwen2", tmp_path)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    root = Path(__file__).parents[2]
+    job = subprocess.run(
+        [*launch, str(root / "tests/learner/raising_job.py"), str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    ended = time.time()
+    failed = re.search(r"\[rank1\]: ValueError: this loss fails, at ([\d.]+)", job.stderr)
+    assert job.returncode != 0 and failed, job.stderr[-3000:]
+    assert ended - float(failed.group(1)) < 60
+    assert re.search(r"Root Cause.*\n.*\n.*\n.*\n *rank +: 1 ", job.stderr), job.stderr[-3000:]

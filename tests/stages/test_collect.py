@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from pyrl.config import RunConfig, parse_config
 from pyrl.data.cursor import PromptCursor
-from pyrl.stages.collect import Collector, NoGroupsError
+from pyrl.stages.collect import Collected, Collector, NoGroupsError
 from pyrl.stages.engines import GenerationJob
 from pyrl.telemetry.timers import Timers
 from pyrl.types import Completion, Prompt, RolloutGroup, Verdict
@@ -85,7 +86,7 @@ def mixed_if_even(prompt: int, sample: int) -> str:
 def test_refills_until_every_group_carries_a_signal() -> None:
     made = collector(mixed_if_even, dynamic_sampling={"enabled": True, "max_refills": 4})
     collected, cursor = run(made)
-    assert [g.prompt.id for g in collected.groups] == ["0", "2", "4", "6", "8", "10"]
+    assert [g.prompt.id for _, g in collected.kept] == ["0", "2", "4", "6", "8", "10"]
     assert collected.refills == 3 and cursor.consumed == 11  # 6 + 3 + 1 + 1, each time what is missing
     numbers = [number for job in made._engines.jobs for number, _ in job.prompts]
     assert numbers == list(range(11))  # seeds depend on these: no number twice in a step
@@ -100,12 +101,12 @@ def test_reward_before_filtering_counts_dropped_groups() -> None:
 
 def test_without_dynamic_sampling_uniform_groups_stay() -> None:
     collected, cursor = run(collector(lambda prompt, sample: "wrong"))
-    assert len(collected.groups) == 6 and cursor.consumed == 6 and collected.refills == 0
+    assert len(collected.kept) == 6 and cursor.consumed == 6 and collected.refills == 0
 
 
 def test_failed_groups_are_counted_and_left_out() -> None:
     collected, _ = run(collector(mixed_if_even, failing={"1", "4"}))
-    assert [g.prompt.id for g in collected.groups] == ["0", "2", "3", "5"]
+    assert [g.prompt.id for _, g in collected.kept] == ["0", "2", "3", "5"]
     assert collected.groups_failed == 2
 
 
@@ -114,7 +115,7 @@ def test_groups_without_a_verdict_are_left_out_and_unjudged_answers_have_no_rewa
         return "unjudged" if prompt == 0 or sample == 1 else "right"
 
     collected, _ = run(collector(outcome))
-    assert [g.prompt.id for g in collected.groups] == ["1", "2", "3", "4", "5"]
+    assert [g.prompt.id for _, g in collected.kept] == ["1", "2", "3", "4", "5"]
     metrics = collected.metrics()
     assert metrics["verdicts_unjudged"] == 7 and metrics["reward_mean"] == 1.0
 
@@ -123,3 +124,24 @@ def test_too_few_groups_stop_the_run_with_the_counts() -> None:
     made = collector(lambda p, s: "wrong", dynamic_sampling={"enabled": True, "max_refills": 2})
     with pytest.raises(NoGroupsError, match="0 groups are left for 2 updates after 2 refills"):
         run(made)
+
+
+def test_samples_for_the_record_are_of_the_first_kept_groups() -> None:
+    made = collector(mixed_if_even, dynamic_sampling={"enabled": True, "max_refills": 4})
+    shown = made.first_samples(run(made)[0], 3)
+    assert [g.prompt.id for g in shown] == ["0", "2", "4"]
+    assert [(len(g.completions), [v.outcome for v in g.verdicts]) for g in shown] == [(1, ["right"])] * 3
+
+
+def test_what_other_leaders_hold_is_known_by_its_facts_alone() -> None:
+    made = collector(mixed_if_even)
+    groups = made.generate_and_grade(list(enumerate(PROMPTS[:2])), 2, step=1, policy_version=0)
+    own = made.share_facts(groups)
+    theirs = [replace(facts, holder=1, rewards=(1.0, 1.0), truncated=1, response_tokens=(7, 3)) for facts in own]
+    collected = Collected()
+    collected.add(groups, own + theirs, dp_rank=0)
+    assert [group.prompt.id if group else None for _, group in collected.kept] == ["0", "1", None, None]
+    metrics = collected.metrics()
+    assert metrics["reward_mean"] == 5 / 8 and metrics["groups_kept"] == 4
+    assert metrics["response_length_max"] == 7 and metrics["response_tokens"] == 4 * 2 + 2 * 10
+    assert metrics["truncated_fraction"] == 2 / 8

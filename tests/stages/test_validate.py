@@ -1,0 +1,75 @@
+"""Evaluation on held-out prompts: what is asked, and how it is averaged. The engine and the grader are scripted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pyrl.config import ValidationConfig
+from pyrl.stages.validate import Validator
+from pyrl.telemetry.recorder import checked_record
+from pyrl.telemetry.timers import Timers
+from tests.stages.test_collect import PROMPTS, collector
+
+
+def validator(outcome: Callable[[int, int], str], failing: set[str] = frozenset(), **settings: int):
+    made = collector(outcome, failing, dynamic_sampling={"enabled": True})
+    config = ValidationConfig(**{"every": 1, "samples_per_prompt": 3, "max_prompts": 4, **settings})
+    return Validator(config, PROMPTS, made, made._timers), made._engines
+
+
+def first_is_right(prompt: int, sample: int) -> str:
+    return "right" if sample == 0 else "wrong"
+
+
+def test_the_first_prompts_are_asked_with_the_policy_of_the_step() -> None:
+    made, engine = validator(first_is_right)
+    record = made.validate(7)
+    assert record == {"validation_reward_mean": 1 / 3, "validation_n": 12, "validation_unjudged": 0}
+    (job,) = engine.jobs
+    assert [(number, prompt.id) for number, prompt in job.prompts] == [(0, "0"), (1, "1"), (2, "2"), (3, "3")]
+    assert (job.samples, job.step, job.policy_version, job.purpose) == (3, 7, 7, "validation")
+    made.validate(9)
+    assert engine.jobs[1].prompts == job.prompts  # the same questions every time
+
+
+def test_fewer_prompts_than_allowed() -> None:
+    made, engine = validator(first_is_right, max_prompts=1000)
+    assert made.validate(1)["validation_n"] == 3 * len(PROMPTS)
+    assert len(engine.jobs[0].prompts) == len(PROMPTS)
+
+
+def test_groups_that_training_would_drop_count_here() -> None:
+    """Dynamic sampling is on: all-right and all-wrong groups carry no signal, but they are the answer here."""
+    record = validator(lambda prompt, sample: "right" if prompt < 3 else "wrong")[0].validate(1)
+    assert record == {"validation_reward_mean": 0.75, "validation_n": 12, "validation_unjudged": 0}
+
+
+def test_the_mean_is_over_judged_answers_not_over_prompts() -> None:
+    def outcome(prompt: int, sample: int) -> str:
+        if prompt == 0:
+            return "unjudged" if sample else "right"
+        return "wrong"
+
+    record = validator(outcome, failing={"3"})[0].validate(1)
+    assert record == {"validation_reward_mean": 1 / 7, "validation_n": 7, "validation_unjudged": 2}
+
+
+@pytest.mark.parametrize(("outcome", "failing", "unjudged"), [("unjudged", set(), 12), ("right", set("0123"), 0)])
+def test_nothing_judged_is_undefined_and_recordable(outcome: str, failing: set[str], unjudged: int) -> None:
+    record = validator(lambda prompt, sample: outcome, failing=failing)[0].validate(2)
+    assert record == {"validation_reward_mean": None, "validation_n": 0, "validation_unjudged": unjudged}
+    assert checked_record({"step": 2} | record)["validation_n"] == 0
+
+
+def test_its_time_is_one_phase_and_none_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("pyrl.telemetry.timers.time.perf_counter", lambda: float(next(clock)))
+    made, _ = validator(first_is_right)
+    timers: Timers = made._timers
+    timers.collect()
+    made.validate(1)
+    seconds = timers.collect()
+    assert seconds["seconds_validation"] > 0
+    assert seconds.keys() == {"seconds_step", "seconds_validation"}  # not seconds_rollout, not seconds_reward
