@@ -14,32 +14,38 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pyrl.config import ConfigError, RunConfig
 from pyrl.data.cursor import PromptCursor
 from pyrl.data.prompts import load_prompts
 from pyrl.learner.checkpoint import load_checkpoint, save_checkpoint
-from pyrl.learner.checkpoint_store import latest_checkpoint, read_trainer_state
+from pyrl.learner.checkpoint_store import set_aside_from
 from pyrl.learner.learner import Learner
+from pyrl.learner.model import plan_policy
 from pyrl.learner.parallel import Parallel, init_parallel
 from pyrl.reward.pool import RewardPool
 from pyrl.rollout.server import ServerPool
+from pyrl.run_folder import CHECKPOINTS, FINAL, ResumePoint, check_free, find_resume_point, locked
+from pyrl.stages.assignment import check_servers
 from pyrl.stages.collect import Collector
 from pyrl.stages.engines import Engines
-from pyrl.stages.exchange import broadcast_from_rank_zero
+from pyrl.stages.exchange import broadcast_from_rank_zero, gather_from_every_rank
 from pyrl.stages.improve import PolicyImprover
 from pyrl.stages.validate import Validator
 from pyrl.telemetry.progress import StepProgress
-from pyrl.telemetry.recorder import RunRecorder, sample_row
+from pyrl.telemetry.recorder import SUPERSEDED, RunRecorder, sample_row
 from pyrl.telemetry.timers import Timers
 from pyrl.types import Prompt, RolloutGroup, StepRecord
 
 log = logging.getLogger("pyrl")
+T = TypeVar("T")
 
 PROBES = 8
 """Prompts on which engines and learner are compared after the first sync."""
@@ -81,26 +87,31 @@ class Run:
     cursor: PromptCursor
     recorder: RunRecorder | None
     timers: Timers
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerBase
     step: int = 0
     """Rollout steps done; also the version of the current weights."""
     gradient_step: int = 0
 
     @classmethod
     def open(cls, config: RunConfig, folder: Path, stack: contextlib.ExitStack, servers: ServerPool | None) -> Run:
-        """Check the input, then build learner, engines and graders; what must be closed goes on `stack`."""
+        """Refuse bad input on every rank, then build learner, engines and graders; what must be closed goes on `stack`.
+
+        Until the run folder is locked nothing is written and nothing lasting is started. Servers come next, and load
+        their model while the learner loads its own.
+        """
         parallel = init_parallel(config.parallel)
-        tokenizer = load_tokenizer(config.model.path)
-        prompts = load_prompts(config.data, tokenizer)
-        held_out = load_prompts(config.data, tokenizer, validation=True) if config.data.validation_path else []
-        on_cuda = parallel.device.type == "cuda"
-        timers = Timers(torch.cuda.synchronize if on_cuda else None)
-        pool = None
-        if parallel.is_leader:
-            reward = config.reward
-            pool = stack.enter_context(RewardPool(reward.task, reward.workers, reward.timeout_seconds))
+        inputs = refuse_together(lambda: Inputs.read(config, parallel), parallel)
+        refuse_together(lambda: check_free(folder) if parallel.rank == 0 else None, parallel)
+        refuse_together(lambda: inputs.resume_point(config, folder, parallel), parallel)
+        pool = refuse_together(lambda: _start_graders(config, parallel, stack), parallel)
+        refuse_together(lambda: stack.enter_context(locked(folder)) if parallel.rank == 0 else None, parallel)
+        # Once more: until now another run could change the folder.
+        point = refuse_together(lambda: inputs.resume_point(config, folder, parallel), parallel)
+        point = broadcast_from_rank_zero(point, parallel)
+        tokenizer = inputs.tokenizer
         engines = stack.enter_context(Engines.start(config, parallel, folder, tokenizer.eos_token_id, servers))
         learner = Learner(config, parallel)
+        timers = Timers(torch.cuda.synchronize if parallel.device.type == "cuda" else None)
         collector = Collector(
             config, engines=engines, pool=pool, tokenizer=tokenizer, parallel=parallel, timers=timers
         )
@@ -112,14 +123,14 @@ class Run:
             engines=engines,
             collector=collector,
             improver=PolicyImprover(config, learner, parallel, timers),
-            validator=Validator(config.validation, held_out, collector, timers),
-            prompts=prompts,
-            cursor=PromptCursor(len(prompts), seed=config.seed, shuffle=config.data.shuffle),
+            validator=Validator(config.validation, inputs.held_out, collector, timers),
+            prompts=inputs.prompts,
+            cursor=inputs.cursor(config),
             recorder=stack.enter_context(RunRecorder(folder)) if parallel.rank == 0 else None,
             timers=timers,
             tokenizer=tokenizer,
         )
-        run._resume()
+        run._start_at(point)
         return run
 
     def begin(self) -> None:
@@ -137,7 +148,7 @@ class Run:
         """One rollout step; returns its record."""
         step, version = self.step + 1, self.step
         collected = self.collector.collect(self.prompts, self.cursor, step=step, policy_version=version)
-        metrics = self.improver.improve(collected.groups, step=step)
+        metrics = self.improver.improve(collected, step=step)
         self.step = step
         self.gradient_step += self.config.algorithm.updates_per_rollout
         with self.timers.phase("sync"):
@@ -154,7 +165,7 @@ class Run:
             record |= self.validator.validate(step)
         record |= self.timers.collect()
         record["tokens_per_second"] = record["response_tokens"] / record["seconds_step"]
-        self._write(record, collected.groups)
+        self._write(record, self.collector.first_samples(collected, SAMPLES_PER_STEP))
         self._warn_of_unjudged(record)
         if self._due(self.config.checkpoint.every):
             with self.timers.phase("checkpoint"):  # in the next record: a checkpoint may not run ahead of its records
@@ -164,7 +175,7 @@ class Run:
     def finish(self) -> None:
         """Write the final policy."""
         if self.config.checkpoint.export_hf:
-            self.learner.export_hf(self.folder / "final")
+            self.learner.export_hf(self.folder / FINAL)
         if self.recorder is not None:
             self.recorder.sync()
 
@@ -179,7 +190,7 @@ class Run:
             "config": self.config.model_dump(mode="json"),
         }
         save_checkpoint(
-            self.folder / "checkpoints",
+            self.folder / CHECKPOINTS,
             self.step,
             model=self.learner.model,
             optimizer=self.learner.optimizer,
@@ -187,52 +198,28 @@ class Run:
             keep_last=self.config.checkpoint.keep_last,
         )
 
-    def _resume(self) -> None:
-        folder = self._checkpoint_to_resume()
-        if folder is None:
-            if self.recorder is not None and self.recorder.last_step is not None:
-                self._start_over(self.recorder)
+    def _start_at(self, point: ResumePoint | None) -> None:
+        """Load the checkpoint, if there is one, and set aside what the folder holds of later steps."""
+        if point is not None:
+            state = load_checkpoint(point.checkpoint, model=self.learner.model, optimizer=self.learner.optimizer)
+            self.step, self.gradient_step = state["step"], state["gradient_step"]
+            self.cursor.load_state_dict(state["cursor"])
+            log.info("resumed from %s after step %d", point.checkpoint, self.step)
+        if self.recorder is None:
             return
-        changed = changed_fields(read_trainer_state(folder)["config"], self.config.model_dump(mode="json"))
-        if changed:
-            raise ConfigError(
-                f"{folder} was written by a run with other settings of {', '.join(changed)}: a resumed run would be "
-                "neither the one nor the other. Restore them, or start anew in another run folder"
-            )
-        state = load_checkpoint(folder, model=self.learner.model, optimizer=self.learner.optimizer)
-        self.step, self.gradient_step = state["step"], state["gradient_step"]
-        self.cursor.load_state_dict(state["cursor"])
-        if self.recorder is not None:
-            self.recorder.truncate_after(self.step)
-        log.info("resumed from %s after step %d", folder, self.step)
-
-    def _start_over(self, recorder: RunRecorder) -> None:
-        """A run that ended before its first checkpoint begins anew; records that `resume: never` gives up stay."""
-        if self.config.checkpoint.resume == "never":
-            raise ConfigError(
-                f"run folder {self.folder} holds the records of another run and checkpoint.resume is never: "
-                "give another --run-folder, or remove it"
-            )
-        recorder.truncate_after(-1)
-
-    def _checkpoint_to_resume(self) -> Path | None:
-        resume = self.config.checkpoint.resume
-        if resume == "never":
-            return None
-        if resume != "auto":
-            return Path(resume)
-        newest = latest_checkpoint(self.folder / "checkpoints") if self.parallel.rank == 0 else None
-        return broadcast_from_rank_zero(newest, self.parallel)
+        set_aside_from(self.folder / CHECKPOINTS, self.step + 1)
+        moved = self.recorder.truncate_after(self.step if point is not None else -1)
+        if moved:
+            log.warning("%d records after step %d are now in %s", moved, self.step, self.folder / SUPERSEDED)
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
 
-    def _write(self, record: StepRecord, groups: list[RolloutGroup] | None = None) -> None:
+    def _write(self, record: StepRecord, samples: Iterable[RolloutGroup] = ()) -> None:
         if self.recorder is None:
             return
         self.recorder.write(record)
-        shown = (groups or [])[:SAMPLES_PER_STEP]
-        self.recorder.write_samples(sample_row(record["step"], group, 0, self.tokenizer.decode) for group in shown)
+        self.recorder.write_samples(sample_row(record["step"], group, 0, self.tokenizer.decode) for group in samples)
 
     def _warn_of_unjudged(self, record: StepRecord) -> None:
         total = record["verdicts_right"] + record["verdicts_wrong"] + record["verdicts_unjudged"]
@@ -241,46 +228,68 @@ class Run:
             log.warning("step %d: %.1f%% of the completions could not be judged", record["step"], 100 * share)
 
 
-RESUMABLE_CHANGES = (
-    "steps",
-    "checkpoint",
-    "validation",
-    "data.validation_path",
-    "reward.workers",
-    "reward.timeout_seconds",
-    "rollout.urls",
-    "rollout.request_timeout_seconds",
-    "rollout.max_retries",
-    "rollout.startup_timeout_seconds",
-    "rollout.kv_cache_gib",
-    "rollout.gpu_memory_utilization",
-    "parallel.timeout_seconds",
-)
-"""Settings that a resumed run may have other than its checkpoint: where it runs and how long it waits, not what it
-computes."""
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run reads, checked, before it starts or writes anything."""
+
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+
+    @classmethod
+    def read(cls, config: RunConfig, parallel: Parallel) -> Inputs:
+        """Raises ConfigError for a model, data or servers that this run could not use."""
+        tokenizer = load_tokenizer(config.model.path)
+        plan_policy(config.model, parallel)
+        check_servers(config, parallel)
+        held_out = load_prompts(config.data, tokenizer, validation=True) if config.data.validation_path else []
+        return cls(tokenizer, load_prompts(config.data, tokenizer), held_out)
+
+    def cursor(self, config: RunConfig) -> PromptCursor:
+        """Before the first prompt."""
+        return PromptCursor(len(self.prompts), seed=config.seed, shuffle=config.data.shuffle)
+
+    def resume_point(self, config: RunConfig, folder: Path, parallel: Parallel) -> ResumePoint | None:
+        """As `find_resume_point`, on rank 0 alone; raises ConfigError for other prompts than the checkpoint's too."""
+        point = find_resume_point(config, folder) if parallel.rank == 0 else None
+        if point is not None:
+            self.cursor(config).load_state_dict(point.state["cursor"])
+        return point
 
 
-def changed_fields(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Dotted names of the settings that differ and may not."""
-    changed = []
-    for key in sorted(old.keys() | new.keys()):
-        if f"{prefix}{key}" in RESUMABLE_CHANGES:
-            continue
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            changed += changed_fields(before, after, f"{prefix}{key}.")
-        elif before != after:
-            changed.append(f"{prefix}{key}")
-    return changed
+def refuse_together(work: Callable[[], T], parallel: Parallel) -> T:
+    """Each rank's own result of `work`. A ConfigError of one rank is raised on all: none goes on alone. Collective."""
+    result, refusal = None, None
+    try:
+        result = work()
+    except ConfigError as error:
+        refusal = str(error)
+    refusals = [text for text in gather_from_every_rank(refusal, parallel) if text is not None]
+    if refusals:
+        raise ConfigError(refusals[0])
+    return result
 
 
-def load_tokenizer(folder: Path):
-    """The model's tokenizer; ConfigError where the folder or its stop token is missing."""
+def _start_graders(config: RunConfig, parallel: Parallel, stack: contextlib.ExitStack) -> RewardPool | None:
+    """The leader's; this also tries whether the task's grader can be loaded."""
+    if not parallel.is_leader:
+        return None
+    reward = config.reward
+    return stack.enter_context(RewardPool(reward.task, reward.workers, reward.timeout_seconds))
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; ConfigError where the folder, the tokenizer or its stop token is missing."""
     if not folder.is_dir():
         raise ConfigError(
             f"model.path {folder} is not a folder: give a Hugging Face folder (`pyrl convert` makes one from GGUF)"
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path {folder} holds no tokenizer that can be read: {error}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where files are missing
+        raise ConfigError(f"model.path {folder} holds no tokenizer: copy the tokenizer files of the model into it")
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"model.path {folder}: the tokenizer has no eos_token, so a response could never end")
     return tokenizer

@@ -106,21 +106,26 @@ def abandon(unfinished: Path) -> None:
 def publish(writing: Path, root: Path, manifest: Manifest, keep_last: int) -> Path:
     """Write the manifest, give the folder its final name, then drop the oldest beyond `keep_last`.
 
-    The caller has synced every file of the manifest. A checkpoint of the same or a later step (the run was rewound) is
-    set aside as `superseded_...`, so that it is neither resumed from nor lost.
+    The caller has synced every file of the manifest. Checkpoints of the same or a later step (the run was rewound) are
+    set aside.
     """
     final = step_folder(root, manifest.step)
     document = {"format_version": FORMAT_VERSION, **asdict(manifest)}
     write_synced(writing / MANIFEST, json.dumps(document, indent=1, sort_keys=True).encode())
     for folder in {f.parent for f in (writing / name for name in manifest.files)} | {writing}:
         _sync_folder(folder)
-    for other in complete_checkpoints(root):
-        if (step_of(other) or 0) >= manifest.step:
-            _set_aside(other)
+    set_aside_from(root, manifest.step)
     os.rename(writing, final)
     _sync_folder(root)
     _prune(root, keep_last)
     return final
+
+
+def set_aside_from(root: Path, step: int) -> None:
+    """Rename the checkpoints of `step` and later to `superseded_...`: no run resumes from them, and none is lost."""
+    for folder in complete_checkpoints(root):
+        if (step_of(folder) or 0) >= step:
+            _set_aside(folder)
 
 
 def read_manifest(folder: Path | str) -> Manifest:

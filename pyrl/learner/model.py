@@ -13,10 +13,10 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from pyrl.config import ConfigError, ModelConfig, ParallelConfig
-from pyrl.learner.attention import choose_attention
+from pyrl.learner.attention import PackedAttention, choose_attention
 from pyrl.learner.parallel import Parallel
 from pyrl.weights.families import ModelShape, parameter_rules, read_hf_config, read_shape
-from pyrl.weights.hf_io import load_hf_weights
+from pyrl.weights.hf_io import check_hf_weights, load_hf_weights
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROPE_TYPES = ("default", "linear", "llama3")
@@ -53,11 +53,25 @@ class MarkedRMSNorm(torch.nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel
 
 
-def build_policy(config: ModelConfig, parallel_config: ParallelConfig, parallel: Parallel) -> Policy:
-    """Build this rank's shard of the model in `config.path` and load its weights.
+@dataclass(frozen=True)
+class PolicyPlan:
+    """A model that was read and checked, before anything is built."""
+
+    dtype: torch.dtype
+    shape: ModelShape
+    padded_vocab_size: int
+    max_positions: int
+    attention: type[PackedAttention]
+    inv_freq: torch.Tensor
+    """fp32 [head_dim / 2]"""
+    rope_scale: float
+
+
+def plan_policy(config: ModelConfig, parallel: Parallel) -> PolicyPlan:
+    """Read the model in `config.path`, its weights' headers included, and check that it can be built here.
 
     Raises ConfigError: a missing or unsupported model, sizes that do not divide by tp or pp, a padded vocabulary that
-    is too small or not divisible by tp, an attention that cannot run here.
+    is too small or not divisible by tp, an attention that cannot run here, weights that are not those of the config.
     """
     dtype = _DTYPES[config.dtype]
     if dtype is torch.bfloat16 and parallel.device.type != "cuda":
@@ -67,12 +81,21 @@ def build_policy(config: ModelConfig, parallel_config: ParallelConfig, parallel:
     _check_divisible(shape, parallel)
     padded = padded_vocab_size(shape.vocab_size, parallel.tp_size, config.padded_vocab_size)
     inv_freq, rope_scale = rope_frequencies(hf_config)
-    megatron_config = _transformer_config(config, parallel_config, parallel, shape, dtype)
+    attention = choose_attention(config.attention, parallel.device, dtype)
+    check_hf_weights(shape, config.path)
+    return PolicyPlan(dtype, shape, padded, hf_config.max_position_embeddings, attention, inv_freq, rope_scale)
+
+
+def build_policy(config: ModelConfig, parallel_config: ParallelConfig, parallel: Parallel) -> Policy:
+    """Build this rank's shard of the model in `config.path` and load its weights; raises as `plan_policy`."""
+    plan = plan_policy(config, parallel)
+    shape, padded = plan.shape, plan.padded_vocab_size
+    megatron_config = _transformer_config(config, parallel_config, parallel, shape, plan.dtype)
     model = GPTModel(
         config=megatron_config,
-        transformer_layer_spec=_layer_specs(config, megatron_config, parallel, dtype),
+        transformer_layer_spec=_layer_specs(plan.attention, megatron_config, parallel),
         vocab_size=padded,
-        max_sequence_length=hf_config.max_position_embeddings,
+        max_sequence_length=plan.max_positions,
         pre_process=parallel.is_first_stage,
         post_process=parallel.is_last_stage,
         parallel_output=True,
@@ -84,7 +107,7 @@ def build_policy(config: ModelConfig, parallel_config: ParallelConfig, parallel:
         model, shape, config.path, padded_vocab_size=padded,
         tp_rank=parallel.tp_rank, tp_size=parallel.tp_size, pp_rank=parallel.pp_rank, pp_size=parallel.pp_size,
     )  # fmt: skip
-    return Policy(model, megatron_config, shape, padded, inv_freq.to(parallel.device), rope_scale)
+    return Policy(model, megatron_config, shape, padded, plan.inv_freq.to(parallel.device), plan.rope_scale)
 
 
 def padded_vocab_size(vocab_size: int, tp_size: int, requested: int | None = None) -> int:
@@ -200,11 +223,11 @@ def _recompute(name: str) -> dict[str, Any]:
 
 
 def _layer_specs(
-    config: ModelConfig, megatron_config: TransformerConfig, parallel: Parallel, dtype: torch.dtype
+    attention: type[PackedAttention], megatron_config: TransformerConfig, parallel: Parallel
 ) -> TransformerBlockSubmodules:
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = MarkedRMSNorm
-    layer.self_attention.submodules.core_attention = choose_attention(config.attention, parallel.device, dtype)
+    layer.self_attention.submodules.core_attention = attention
     layers = megatron_config.num_layers // parallel.pp_size
     return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=MarkedRMSNorm)

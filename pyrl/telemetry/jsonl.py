@@ -44,19 +44,27 @@ class JsonlFile:
                           str(self.path)) from error  # fmt: skip
         self.last_step = rows[-1]["step"]
 
+    def lines_after(self, step: int) -> bytes:
+        """The lines whose step is greater than `step`, as they are in the file."""
+        start, _, _ = self._cut(step)
+        return self.path.read_bytes()[start:]
+
     def truncate_after(self, step: int) -> int:
         """Drop the lines whose step is greater than `step`; returns how many. One system call: all or nothing."""
-        kept_bytes, kept_step, dropped = None, None, 0
+        start, self.last_step, dropped = self._cut(step)
+        if dropped:
+            os.ftruncate(self._fd, start)
+        return dropped
+
+    def _cut(self, step: int) -> tuple[int, int | None, int]:
+        """(byte offset after the last line of at most `step`, its step, number of lines after it)"""
+        kept, after = None, []
         for offset, row in _offsets(self.path):
             if row["step"] > step:
-                kept_bytes = offset if kept_bytes is None else kept_bytes
-                dropped += 1
+                after.append(offset)
             else:
-                kept_step = row["step"]
-        if kept_bytes is not None:
-            os.ftruncate(self._fd, kept_bytes)
-        self.last_step = kept_step
-        return dropped
+                kept = row["step"]
+        return (after[0] if after else os.fstat(self._fd).st_size), kept, len(after)
 
     def sync(self) -> None:
         """Force what was appended to the disk."""
@@ -78,6 +86,14 @@ class JsonlFile:
             os.write(self._fd, b"\n")
         else:
             os.ftruncate(self._fd, len(data) - len(tail))
+
+
+def last_recorded_step(path: Path) -> int | None:
+    """Step of the last finished line, None where there is no file or no line; RecordFileError as `read_jsonl`."""
+    last = None
+    for row in read_jsonl(path) if path.is_file() else ():
+        last = row["step"]
+    return last
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
@@ -19,6 +20,8 @@ from pyrl.telemetry.names import METRICS, Metric
 if TYPE_CHECKING:
     from pyrl.types import RolloutGroup, StepRecord
 
+SUPERSEDED = "superseded"
+"""Folder of the records that were given up when a run went back."""
 FRACTION_SLACK = 1e-6
 """Rounding allowed to a fraction beyond [0, 1]: it may come from fp32 sums."""
 
@@ -27,7 +30,7 @@ class RunRecorder:
     """The one writer of a run folder's records.
 
         recorder = RunRecorder(folder)
-        recorder.truncate_after(checkpoint_step)       # on resume; 0 starts anew
+        recorder.truncate_after(checkpoint_step)       # on resume; -1 starts anew
         recorder.write_config(config.to_yaml())
         recorder.write(record)                         # once a step
 
@@ -49,21 +52,25 @@ class RunRecorder:
         return self._metrics.last_step
 
     def truncate_after(self, step: int) -> int:
-        """Forget what was recorded after `step`, the step of the checkpoint that a run resumes from.
+        """Begin after `step`, the step of the checkpoint that a run resumes from; -1: begin anew.
 
-        Returns the number of metric records dropped. RecordFileError when records before the checkpoint are missing
-        (an empty folder is allowed: a run may resume from another run's checkpoint).
+        What was recorded after it is moved to `superseded/from_step_...`, with its config: a folder of records like
+        this one. Returns the number of metric records moved. RecordFileError when records before the checkpoint are
+        missing (an empty folder is allowed: a run may resume from another run's checkpoint).
         """
         if self.last_step is not None and self.last_step < step:
             raise RecordFileError(
                 f"{self._metrics.path} ends at step {self.last_step} but the checkpoint is of step {step}: its "
                 "records are lost; resume into a new run folder, or from an older checkpoint"
             )
-        dropped = self._metrics.truncate_after(step)
+        later = {file.path.name: file.lines_after(step) for file in (self._metrics, self._samples)}
+        if any(later.values()):
+            self._keep_superseded(later, step + 1)
+        moved = self._metrics.truncate_after(step)
         self._samples.truncate_after(step)
         if self._events is not None or any(self.folder.glob("events.out.tfevents.*")):
             self._tensorboard_restart(step + 1)
-        return dropped
+        return moved
 
     def write_config(self, text: str) -> None:
         """Write `config.yaml`, whole or not at all. A different one from before the resume is kept beside it."""
@@ -112,6 +119,22 @@ class RunRecorder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _keep_superseded(self, files: Mapping[str, bytes], first_step: int) -> None:
+        """Write `files` and the present config under `superseded/`, whole or not at all."""
+        root = self.folder / SUPERSEDED
+        writing = root / ".writing"
+        shutil.rmtree(writing, ignore_errors=True)  # a killed writer's
+        writing.mkdir(parents=True)
+        for name, content in files.items():
+            (writing / name).write_bytes(content)
+        config = self.folder / "config.yaml"
+        if config.exists():
+            shutil.copyfile(config, writing / config.name)
+        name, count = f"from_step_{first_step:06d}", 0
+        while (target := root / (f"{name}.{count}" if count else name)).exists():
+            count += 1
+        writing.rename(target)
 
     def _event_writer(self) -> EventFileWriter:
         if self._events is None:

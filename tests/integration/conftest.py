@@ -22,7 +22,7 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Qwen2ForCausalLM:
     """Write a random tied Qwen2 as a Hugging Face folder without tokenizer; returns the model, fp32."""
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=192,  # a multiple of 64, to which vLLM pads
+        vocab_size=200,  # not a multiple of 64, to which vLLM pads
         hidden_size=128,  # vLLM's CPU attention wants a head size that is a multiple of 32
         intermediate_size=176,
         num_hidden_layers=2,

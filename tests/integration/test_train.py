@@ -1,108 +1,143 @@
-"""`pyrl train` as a user runs it: real learner, real server, real graders; killed, resumed, in several processes."""
+"""`pyrl train` as a user runs it: real learner, real server, real graders; killed, resumed, rewound, refused."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
+import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pyrl.rollout.server import ServerPool
-from tests import soak
+from tests.run_job import Job, differences, records, rows, served_job
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[soak.Job]:
-    folder = tmp_path_factory.mktemp("train")
-    config = soak.prepare(folder)
-    with ServerPool.start(config, config.model.path, folder) as servers:
-        (url,) = servers.wait_ready()
-        yield soak.Job(folder, config, url)
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    with served_job(tmp_path_factory.mktemp("train")) as job:
+        yield job
 
 
 @pytest.fixture(scope="module")
-def unbroken(job: soak.Job) -> Path:
+def unbroken(job: Job) -> Path:
     job.finish(job.folder / "unbroken")
     return job.folder / "unbroken"
 
 
-def test_a_run_leaves_what_it_promises(unbroken: Path) -> None:
-    rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows] == [1, 2, 3, 4, 5]
-    assert [r["policy_version"] for r in rows] == [0, 1, 2, 3, 4]
-    assert [r["gradient_step"] for r in rows] == [2, 4, 6, 8, 10]
-    for row in rows:
+def kill_when(job: Job, folder: Path, condition, *overrides: str) -> None:
+    process = job.start(folder, *overrides)
+    assert process.wait_until(lambda process: condition()), process.log()
+    assert process.kill()
+
+
+def has_records(folder: Path, count: int) -> bool:
+    metrics = folder / "metrics.jsonl"
+    return metrics.exists() and metrics.read_bytes().count(b"\n") >= count
+
+
+def test_a_run_leaves_what_it_promises(job: Job, unbroken: Path) -> None:
+    recorded = rows(unbroken)
+    assert [r["step"] for r in recorded] == [1, 2, 3, 4, 5]
+    assert [r["policy_version"] for r in recorded] == [0, 1, 2, 3, 4]
+    assert [r["gradient_step"] for r in recorded] == [2, 4, 6, 8, 10]
+    for row in recorded:
         assert row["verdicts_right"] + row["verdicts_wrong"] == 64 and row["verdicts_unjudged"] == 0
         assert row["reward_mean"] == row["verdicts_right"] / 64
         assert 0 < row["entropy"] < 3.5 and row["selected_tokens"] > 0
         assert row["logprob_gap_max"] < 1e-3
-    assert len({r["entropy"] for r in rows}) == 5  # the policy moved
-    samples = [json.loads(line) for line in (unbroken / "samples.jsonl").read_text().splitlines()]
+        assert row["validation_reward_mean"] is None
+    assert len({r["entropy"] for r in recorded}) == 5  # the policy moved
+    samples = rows(unbroken, "samples.jsonl")
     assert {s["step"] for s in samples} == {1, 2, 3, 4, 5} and all(s["prompt"] for s in samples)
     kept = sorted(p.name for p in (unbroken / "checkpoints").iterdir())
     assert kept == ["step_000004", "step_000005"]
+    start = AutoModelForCausalLM.from_pretrained(job.config.model.path)
     assert AutoTokenizer.from_pretrained(unbroken / "final").eos_token_id == 0
-    assert AutoModelForCausalLM.from_pretrained(unbroken / "final").num_parameters() == 558_720
+    assert AutoModelForCausalLM.from_pretrained(unbroken / "final").num_parameters() == start.num_parameters()
     assert list(unbroken.glob("events.out.tfevents.*")) and (unbroken / "config.yaml").exists()
     assert "<svg" in (unbroken / "report.html").read_text()
+    assert not (unbroken / "superseded").exists()
 
 
-def test_the_same_seed_twice_is_equal(job: soak.Job, unbroken: Path) -> None:
+def test_the_same_seed_twice_is_equal(job: Job, unbroken: Path) -> None:
     job.finish(job.folder / "again")
-    assert soak.differences(unbroken, job.folder / "again") == []
+    assert differences(unbroken, job.folder / "again") == []
 
 
-def test_killed_in_a_step_and_resumed_is_equal(job: soak.Job, unbroken: Path) -> None:
+def test_killed_in_a_step_and_resumed_is_equal(job: Job, unbroken: Path) -> None:
     folder = job.folder / "killed-in-step"
-    metrics = folder / "metrics.jsonl"
-    assert job.kill_when(folder, lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 2, 0.1)
+    kill_when(job, folder, lambda: has_records(folder, 2))
     job.finish(folder)
     assert "resumed from" in (folder / "train.log").read_text()
-    assert soak.differences(unbroken, folder) == []
+    assert differences(unbroken, folder) == []
 
 
-def test_killed_in_a_checkpoint_and_resumed_is_equal(job: soak.Job, unbroken: Path) -> None:
+def test_killed_in_a_checkpoint_and_resumed_is_equal(job: Job, unbroken: Path) -> None:
     folder = job.folder / "killed-in-checkpoint"
     second = folder / "checkpoints" / ".writing_step_000002"
-    assert job.kill_when(folder, second.exists)
+    kill_when(job, folder, second.exists)
     job.finish(folder)
-    assert soak.differences(unbroken, folder) == []
+    assert differences(unbroken, folder) == []
+    (given_up,) = (folder / "superseded").iterdir()  # the record of step 2, done again from checkpoint 1
+    assert [row["step"] for row in rows(given_up)] == [2]
 
 
-def test_a_resumed_run_with_other_settings_is_refused(job: soak.Job, unbroken: Path) -> None:
-    process = subprocess.run(job.command(unbroken, "optimizer.lr=0.5"), capture_output=True, text=True, timeout=200)
+def test_a_run_goes_back_and_keeps_what_it_gives_up(job: Job, unbroken: Path) -> None:
+    folder = job.folder / "rewound"
+    shutil.copytree(unbroken, folder)
+    before = rows(folder)
+    job.finish(folder, f"checkpoint.resume={folder}/checkpoints/step_000004")
+    assert differences(unbroken, folder) == []
+    assert rows(folder / "superseded" / "from_step_000005") == before[4:]
+    kept = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert kept == ["step_000004", "step_000005", "superseded_step_000005"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("optimizer.lr=0.5", "other settings of optimizer.lr"), ("checkpoint.resume=never", "holds another run")],
+)
+def test_a_run_that_would_spoil_another_is_refused(job: Job, unbroken: Path, override: str, message: str) -> None:
+    before = {p: p.stat().st_mtime_ns for p in unbroken.rglob("*")}
+    process = subprocess.run(job.command(unbroken, override), capture_output=True, text=True, timeout=200)
     assert process.returncode == 2
-    assert "optimizer.lr" in process.stderr and "other settings" in process.stderr
+    assert message in process.stderr
+    assert {p: p.stat().st_mtime_ns for p in unbroken.rglob("*")} == before
 
 
-def test_two_ranks_train_and_a_killed_rank_ends_the_job_by_name(job: soak.Job) -> None:
-    """DP 2 under torchrun. The launcher watches the ranks; the survivor may be in a collective."""
-    folder = job.folder / "two-ranks"
-    arguments = job.command(folder, "deterministic=false", "steps=500", "checkpoint.every=0")[2:]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    with (job.folder / "two-ranks.log").open("wb") as log:
-        command, environment = [sys.executable, *launch, *arguments], os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    try:
-        metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 200
-        while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 2):
-            assert process.poll() is None and time.monotonic() < deadline, (job.folder / "two-ranks.log").read_text()
-            time.sleep(0.1)
-        ranks = {p.environ()["RANK"]: p for p in psutil.Process(process.pid).children() if "RANK" in p.environ()}
-        assert sorted(ranks) == ["0", "1"]
-        ranks["1"].send_signal(signal.SIGKILL)
-        killed = time.monotonic()
-        assert process.wait(60) != 0
-        assert time.monotonic() - killed < 60
-    finally:
-        process.kill()
-    text = (job.folder / "two-ranks.log").read_text()
-    assert "local_rank: 1" in text and "SIGKILL" in text.replace("Signal 9", "SIGKILL")
+def test_dynamic_sampling_with_validation_killed_and_resumed(job: Job) -> None:
+    """Validation is taken at its steps and changes nothing else; refills are repeated exactly after a kill."""
+    sampling = ["rollout.dynamic_sampling.enabled=true", "rollout.dynamic_sampling.max_refills=2", "steps=4"]
+    held_out = job.folder / "data" / "validation.jsonl"
+    validation = [f"data.validation_path={held_out}", "validation.every=3", "validation.samples_per_prompt=2"]
+    validated, plain = job.folder / "validated", job.folder / "not-validated"
+    kill_when(job, validated, lambda: has_records(validated, 3), *sampling, *validation)  # steps 0, 1, 2
+    job.finish(validated, *sampling, *validation)
+    job.finish(plain, *sampling)
+
+    recorded = rows(validated)
+    assert [row["step"] for row in recorded] == [0, 1, 2, 3, 4]
+    measured = {row["step"]: row for row in recorded if row["validation_n"] is not None}
+    assert list(measured) == [0, 3, 4]
+    for row in measured.values():
+        assert row["validation_n"] == 50 * 2 and row["validation_unjudged"] == 0
+        assert row["validation_reward_mean"] * row["validation_n"] == pytest.approx(
+            round(row["validation_reward_mean"] * row["validation_n"]), abs=1e-9
+        )
+    consumed = 0
+    for row in recorded[1:]:
+        asked, consumed = row["prompts_consumed"] - consumed, row["prompts_consumed"]
+        assert asked == row["groups_kept"] + row["groups_dropped_uniform"] + row["groups_failed"]
+        assert row["verdicts_right"] + row["verdicts_wrong"] == 4 * asked and row["groups_failed"] == 0
+        assert row["groups_kept"] <= 16 and row["refills"] <= 2
+        assert row["groups_kept"] == 16 or row["refills"] == 2
+        assert 0 < row["reward_mean_kept"] < 1
+    assert sum(row["groups_dropped_uniform"] for row in recorded[1:]) > 0  # there was something to drop
+
+    def training(run: Path) -> list[dict]:
+        kept = [row for row in records(run) if row["step"] > 0]
+        return [{name: row[name] for name in row if not name.startswith("validation")} for row in kept]
+
+    assert training(validated) == training(plain)
+    assert (validated / "samples.jsonl").read_bytes() == (plain / "samples.jsonl").read_bytes()

@@ -91,6 +91,53 @@ def test_resume_drops_what_lies_beyond_the_checkpoint(tmp_path: Path, step: int,
     assert [row["step"] for row in lines(tmp_path, "samples.jsonl")] == [s for s in kept for _ in range(2)]
 
 
+def test_what_lies_beyond_the_checkpoint_is_kept_aside_with_its_config(tmp_path: Path) -> None:
+    def write(*steps: int) -> None:
+        for step in steps:
+            recorder.write(record(step))
+            recorder.write_samples([{"step": step, "response": "é\n"}])
+
+    superseded = tmp_path / "superseded"
+    with RunRecorder(tmp_path) as recorder:
+        recorder.truncate_after(-1)
+        recorder.write_config("steps: 4\n")
+        write(1, 2, 3, 4)
+        whole = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl")}
+        recorder.truncate_after(4)
+        assert not superseded.exists()  # nothing was given up
+        recorder.truncate_after(2)
+        first = superseded / "from_step_000003"
+        assert {name: (tmp_path / name).read_bytes() + (first / name).read_bytes() for name in whole} == whole
+        assert [row["step"] for row in lines(first)] == [3, 4]
+        assert (first / "config.yaml").read_text() == "steps: 4\n"
+        write(3)
+        recorder.truncate_after(2)
+        recorder.truncate_after(-1)
+    assert sorted(p.name for p in superseded.iterdir()) == [
+        "from_step_000000", "from_step_000003", "from_step_000003.1"]  # fmt: skip
+    assert [row["step"] for row in lines(superseded / "from_step_000003.1")] == [3]
+    assert [row["step"] for row in lines(superseded / "from_step_000000")] == [1, 2]
+    assert lines(tmp_path) == [] and lines(tmp_path, "samples.jsonl") == []
+
+
+def test_a_full_disk_while_records_are_set_aside_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RunRecorder(tmp_path) as recorder:
+        for step in (1, 2, 3):
+            recorder.write(record(step))
+        before = (tmp_path / "metrics.jsonl").read_bytes()
+
+        def full(path: Path, data: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            recorder.truncate_after(1)
+        monkeypatch.undo()
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+        assert recorder.truncate_after(1) == 2
+    assert [p.name for p in (tmp_path / "superseded").iterdir()] == ["from_step_000002"]
+
+
 def test_resume_without_the_records_before_the_checkpoint_is_refused(tmp_path: Path) -> None:
     with RunRecorder(tmp_path) as recorder:
         assert recorder.truncate_after(5) == 0  # an empty folder may continue another run

@@ -1,0 +1,83 @@
+"""`pyrl quickstart` from random weights to the report, with few steps: the same code, server and files."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import psutil
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from pyrl.config import ConfigError
+from pyrl.quickstart import run as quickstart
+from tests.run_job import rows
+
+CONFIG = Path("configs/quickstart.yaml")
+FEW = ["steps=3", "rollout.prompts_per_step=16", "rollout.samples_per_prompt=8", "rollout.threads=1",
+       "algorithm.updates_per_rollout=2", "validation.every=2", "validation.max_prompts=10"]  # fmt: skip
+BEFORE_ANY_UPDATE = ("entropy", "reward_mean", "response_tokens", "verdicts_right", "logprob_gap_max")
+
+
+@pytest.mark.slow
+def test_both_methods_are_trained_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quickstart, "DEMONSTRATIONS", 8000)
+    # Enough that some answers are right: without a reward no method moves.
+    monkeypatch.setattr(quickstart, "supervised_phase", partial(quickstart.supervised_phase, steps=80))
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = tmp_path / "quickstart"
+    quickstart.run_quickstart(folder, CONFIG, FEW)
+    printed = capsys.readouterr().out
+    assert [p for p in psutil.Process().children(recursive=True) if "vllm" in " ".join(p.cmdline())] == []
+
+    runs = {name: rows(folder / name) for name in ("grpo", "kl_cov")}
+    for name, recorded in runs.items():
+        assert [row["step"] for row in recorded] == [0, 1, 2, 3]
+        assert [row["validation_n"] for row in recorded] == [10 * 4, None, 10 * 4, 10 * 4]
+        assert all(row["verdicts_right"] + row["verdicts_wrong"] == 16 * 8 for row in recorded[1:])
+        assert {sample["step"] for sample in rows(folder / name, "samples.jsonl")} == {1, 2, 3}
+        AutoModelForCausalLM.from_pretrained(folder / name / "final")
+    grpo, kl_cov = runs.values()
+    assert grpo[0]["validation_reward_mean"] == kl_cov[0]["validation_reward_mean"]
+    for metric in BEFORE_ANY_UPDATE:  # one seed, one start, one set of prompts: the methods part at the first update
+        assert grpo[1][metric] == kl_cov[1][metric]
+    assert grpo[3]["entropy"] != kl_cov[3]["entropy"]
+    assert all(row["selected_tokens"] for row in kl_cov[1:]) and not any(row["selected_tokens"] for row in grpo[1:])
+    settings = [yaml.safe_load((folder / name / "config.yaml").read_text()) for name in runs]
+    assert {key for key in settings[0] if settings[0][key] != settings[1][key]} == {"loss"}
+
+    for recorded in runs.values():
+        entropies = [row["entropy"] for row in recorded[1:]]
+        assert f"{fmean(entropies):.4g} -> {fmean(entropies):.4g}" in printed  # of all steps, there being few
+    report = (folder / "report.html").read_text()
+    assert "<svg" in report and "grpo" in report and "kl_cov" in report and "src=\"http" not in report
+    assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert str(folder / "report.html") in printed and str(folder / "report.png") in printed
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("ten years")
+    with pytest.raises(ConfigError, match=rf"--folder {tmp_path} holds files that no quickstart wrote"):
+        quickstart.run_quickstart(tmp_path, CONFIG, FEW)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_earlier_quickstart_makes_room(tmp_path: Path) -> None:
+    quickstart.clear(tmp_path)
+    (tmp_path / "grpo").mkdir()
+    quickstart.clear(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [quickstart.MARKER]
+
+
+def test_bad_settings_are_refused_before_the_folder_is_emptied(tmp_path: Path) -> None:
+    quickstart.clear(tmp_path)
+    (tmp_path / "report.html").write_text("yesterday's")
+    with pytest.raises(ConfigError, match="`pyrl quickstart` sets it itself"):
+        quickstart.run_quickstart(tmp_path, CONFIG, ["model.path=elsewhere"])
+    with pytest.raises(ConfigError, match="unknown key"):
+        quickstart.run_quickstart(tmp_path, CONFIG, ["nonsense=1"])
+    assert (tmp_path / "report.html").read_text() == "yesterday's"
