@@ -97,8 +97,9 @@ class Sequence:
 class PackedBatch:
     """One micro-batch of one data-parallel rank: sequences laid end to end (THD), T tokens with padding.
 
-    Position t predicts `labels[t]`, the next token of the same sequence; `response_mask[t]` says that this label is a
-    response token. Log-prob, entropy, covariance and loss all share this alignment and this mask.
+    Position t predicts `labels[t]`, the next token of the same sequence, whose last token is a label only;
+    `response_mask[t]` says that this label is a response token. Log-prob, entropy, covariance and loss all share this
+    alignment and this mask.
     """
 
     tokens: torch.Tensor

@@ -1,4 +1,4 @@
-"""A Qwen2-architecture model of half a million random weights with its own tokenizer, in Hugging Face format."""
+"""A Qwen2-architecture model of 211,296 random weights with its own tokenizer, in Hugging Face format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-CHARACTERS = "0123456789+-*>:"
+CHARACTERS = "0123456789+->:"
 END = "<|endoftext|>"
 
 
@@ -26,11 +26,11 @@ def write_model(folder: Path, *, seed: int) -> Path:
     tokenizer = build_tokenizer()
     config = Qwen2Config(
         vocab_size=32,
-        hidden_size=128,
-        intermediate_size=352,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=96,
+        intermediate_size=264,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
         max_position_embeddings=64,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,

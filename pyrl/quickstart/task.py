@@ -1,8 +1,9 @@
-"""The quickstart's task, made from nothing: reach a target from three digits with + - *.
+"""The quickstart's task, made from nothing: reach a target from three digits with + and -.
 
 A question is a multiset of three digits from 1 to 9 and a target that some expression over them reaches, for example
-`357>26:` -> `3*7+5`. Reinforcement-learning prompts, held-out prompts and demonstrations share no question.
-A demonstration is one of the solutions of its question, drawn uniformly.
+`357>5:` -> `3-5+7`. Reinforcement-learning prompts, held-out prompts and demonstrations share no question.
+Half of the demonstrations are solutions and half are expressions over the digits drawn at random: the supervised model
+knows more than it samples, as a pretrained model does, and has entropy to lose.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-OPERATORS = "+-*"
+OPERATORS = "+-"
+RANDOM_SHARE = 0.5
+"""Of the demonstrations: random expressions instead of solutions."""
 SOURCE = "countdown"
 
 
@@ -85,7 +88,10 @@ def write_task(folder: Path, *, seed: int, train: int, validation: int, demonstr
 
 
 def _demonstration(question: Question, rng: random.Random) -> dict[str, str]:
-    solutions = sorted(t for t, value in expressions(question.numbers).items() if value == question.target)
+    values = expressions(question.numbers)
+    if rng.random() < RANDOM_SHARE:
+        return {"prompt": question.prompt, "response": rng.choice(sorted(values))}
+    solutions = sorted(text for text, value in values.items() if value == question.target)
     return {"prompt": question.prompt, "response": rng.choice(solutions)}
 
 
