@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import Qwen2ForCausalLM
 
 from pyrl.rollout.client import GenerateRequest, PolicyVersionMismatch, RolloutClient, RolloutError, request_seed
@@ -151,6 +152,26 @@ def test_incomplete_update_is_refused(served: Served, client: RolloutClient, tra
     want = [hf_logprobs(served.model, probe) for probe in PROBES]
     check_logprobs(probe_logprobs(client, PROBES), want, tolerance=1e-3, version=11)
     assert len(list(transfer.folder.glob("*.safetensors"))) == 1  # the files of failed and older versions are gone
+
+
+@pytest.mark.parametrize("with_a_part", [False, True], ids=["begun", "half loaded"])
+def test_an_update_that_a_killed_trainer_left_unfinished_is_replaced(
+    served: Served, client: RolloutClient, tmp_path: Path, with_a_part: bool
+) -> None:
+    """A server that was given by URL outlives the trainer that was killed in the middle of a sync."""
+    new = make_tiny_model(tmp_path / "other", seed=4)
+    part = dict(hf_weights(make_tiny_model(tmp_path / "killed", seed=5))[:9])
+    save_file({name: tensor.clone() for name, tensor in part.items()}, tmp_path / "part.safetensors")
+    with EngineControl(served.url) as control:
+        control.pause()
+        control.start_update()
+        if with_a_part:
+            control.update({"path": str(tmp_path / "part.safetensors"), "names": list(part), "last": False})
+    with ShmWeightTransfer([served.url]) as transfer:
+        transfer.sync(hf_weights(new), version=12)
+    want = [hf_logprobs(new, probe) for probe in PROBES]
+    check_logprobs(probe_logprobs(client, PROBES), want, tolerance=LOGPROB_TOLERANCE["fp32"], version=12)
+    assert all(result.error is None for result in client.generate(requests(count=2), policy_version=12))
 
 
 def test_too_long_prompt_is_refused_by_name(client: RolloutClient) -> None:
