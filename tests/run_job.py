@@ -26,7 +26,7 @@ from pyrl.rollout.server import ServerPool
 from pyrl.telemetry.names import reproducible_names
 
 STEPS, SUPERVISED_STEPS = 5, 90
-DEADLINE_SECONDS = 300.0
+DEADLINE_SECONDS = 500.0
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 

@@ -58,9 +58,11 @@ def _moment(run_folder: Path, step: int, before: int, rng: random.Random) -> Mom
 
 
 def kill(job: Job, run_folder: Path, moment: Moment) -> bool:
-    """Start or resume the run and kill it; False when it ended before."""
+    """Start or resume the run and kill it; False when it was done before. Raises RuntimeError when it failed."""
     process = job.start(run_folder)
     if not process.wait_until(moment.condition):
+        if process.launcher.returncode:
+            raise RuntimeError(f"exit code {process.launcher.returncode}:\n{process.log()[-3000:]}")
         return False
     time.sleep(moment.delay)
     return process.kill()
