@@ -20,9 +20,10 @@ class EngineControl:
         """`timeout`: deadline of one call, seconds, except weight updates, which are given their own."""
         self.url = url
         self._timeout = timeout
-        # The server drops a connection that idled for 5 s; this side must be first. No proxy belongs between the two.
-        # Certificates are read for https alone: it takes 25 ms.
-        limits, https = httpx.Limits(keepalive_expiry=4.0), url.startswith("https:")
+        # A connection per call: the server drops one that idled for 5 s and one on which it answered 500, at a moment
+        # that may fall into the next call, and a call that changes weights cannot simply be sent again.
+        # No proxy belongs between the two. Certificates are read for https alone: it takes 25 ms.
+        limits, https = httpx.Limits(max_keepalive_connections=0), url.startswith("https:")
         self._http = httpx.Client(base_url=url, trust_env=False, verify=https, limits=limits)
 
     def close(self) -> None:
