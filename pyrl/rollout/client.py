@@ -24,6 +24,8 @@ POLL_SECONDS = 0.5
 """Between two looks at a server that is being restarted."""
 CONTROL_SECONDS = 30.0
 """Deadline of a control call (pause, resume, version)."""
+SETTLE_SECONDS = 1.0
+"""For which a server's load must not change to count as its idle load."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
 """Before the retries of a request: doubled each time."""
 
@@ -126,6 +128,7 @@ class RolloutClient:
         self._deterministic = deterministic
         self._check_servers = check_servers or (lambda: None)
         self._recovery: dict[str, asyncio.Lock] = {url: asyncio.Lock() for url in self._urls}
+        self._idle_load: dict[str, int] = {}
         self._session: aiohttp.ClientSession | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout-client", daemon=True)
@@ -329,16 +332,35 @@ class RolloutClient:
     async def _frozen(self, url: str) -> AsyncIterator[list[asyncio.Task]]:
         """The engine starts on the requests sent inside the block, added to the list, when it has all of them."""
         tasks: list[asyncio.Task] = []
-        await self._wait_load(url, lambda load: load == 0)  # requests that were given up may still be in its queue
+        idle = await self._wait_idle(url)
         try:
             await self._control("POST", url + vllm.PAUSE, params={"mode": "keep", "clear_cache": "false"})
             yield tasks
-            await self._wait_enqueued(url, tasks)
+            await self._wait_enqueued(url, tasks, idle)
         finally:
             with contextlib.suppress(_Retryable):
                 await self._control("POST", url + vllm.RESUME)
 
-    async def _wait_enqueued(self, url: str, tasks: list[asyncio.Task]) -> None:
+    async def _wait_idle(self, url: str) -> int:
+        """Until requests that were given up have left the server's queue; returns the load that it reports then.
+
+        That is 0, but vLLM may count a request down twice when its client goes away, so a server that has outlived a
+        killed trainer may say less, until it is restarted. Where it is not what it was at the last idle moment, a load
+        of 0 or less counts as idle once it has not changed for SETTLE_SECONDS.
+        """
+        loop = asyncio.get_running_loop()
+        last = since = None
+
+        def idle(load: int) -> bool:
+            nonlocal last, since
+            if load != last:
+                last, since = load, loop.time()
+            return load == self._idle_load.get(url, 0) or (load <= 0 and loop.time() - since > SETTLE_SECONDS)
+
+        self._idle_load[url] = await self._wait_load(url, idle)
+        return self._idle_load[url]
+
+    async def _wait_enqueued(self, url: str, tasks: list[asyncio.Task], idle: int) -> None:
         """Until the frozen engine's queue holds all requests; the scheduler then orders them by priority.
 
         /load counts requests inside the API server. Each is sent to the engine in the turn of the event loop that
@@ -349,14 +371,14 @@ class RolloutClient:
             early = next((task.result() for task in tasks if task.done()), None)
             if isinstance(early, _Failure):
                 raise _Retryable(f"failed while it was given requests: {early.reason}")
-            return load >= len(tasks)
+            return load >= idle + len(tasks)
 
         await self._wait_load(url, arrived)
         for _ in range(2):
             await self._control("GET", url + vllm.IS_PAUSED)
 
-    async def _wait_load(self, url: str, condition: Callable[[int], bool]) -> None:
-        """Until the number of requests that the server holds is right."""
+    async def _wait_load(self, url: str, condition: Callable[[int], bool]) -> int:
+        """Until the number of requests that the server says it holds is right; returns that."""
         deadline = asyncio.get_running_loop().time() + CONTROL_SECONDS
         while not condition(load := (await self._control("GET", url + vllm.LOAD))["server_load"]):
             if asyncio.get_running_loop().time() > deadline:
@@ -365,6 +387,7 @@ class RolloutClient:
                     "of their own, with --enable-server-load-tracking and --scheduling-policy priority"
                 )
             await asyncio.sleep(0.002)
+        return load
 
     async def _control(self, method: str, address: str, params: dict[str, str] | None = None) -> dict[str, Any]:
         timeout = aiohttp.ClientTimeout(total=CONTROL_SECONDS)
