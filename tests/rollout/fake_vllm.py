@@ -60,6 +60,10 @@ class FakeVLLM:
     def resume(self) -> None:
         self._loop.call_soon_threadsafe(self._running.set)
 
+    def count_down(self, requests: int) -> None:
+        """The load is reported too low by this many requests, or too high if it is below 0."""
+        self._load -= requests
+
     def __exit__(self, *_: object) -> None:
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -9,7 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyrl.rollout.client import GenerateRequest, GroupResult, PolicyVersionMismatch, RolloutClient, RolloutError
+from pyrl.rollout.client import (
+    SETTLE_SECONDS,
+    GenerateRequest,
+    GroupResult,
+    PolicyVersionMismatch,
+    RolloutClient,
+    RolloutError,
+)
 from pyrl.rollout.client import request_seed as seed_of
 from tests.rollout.fake_vllm import FakeVLLM, answer
 
@@ -142,6 +149,28 @@ def test_deterministic_requests_are_ordered_while_the_engine_is_paused(fake: Fak
     assert paths[:2] == ["/load", "/pause"] and paths[-1] == "/resume" and paths[-3:-1] == ["/is_paused"] * 2
     by_seed = {body["sampling_params"]["seed"]: body["priority"] for body in fake.bodies}
     assert by_seed == {10: 1, 20: 2, 30: 3}
+
+
+@pytest.mark.parametrize("load", [-3, -1])
+def test_a_server_whose_idle_load_is_below_zero_is_waited_for_once(fake: FakeVLLM, load: int) -> None:
+    """vLLM counts some requests of a killed client down twice; what is asked for later must still be seen to arrive."""
+    fake.count_down(-load)
+    with RolloutClient([fake.url], stop_token_ids=[1], deterministic=True) as client:
+        started = time.monotonic()
+        for _ in range(2):
+            results = client.generate([GenerateRequest((3, 4), 2, seed, 8) for seed in (10, 20)])
+            assert first_tokens(results) == [[10, 11], [20, 21]]
+    assert SETTLE_SECONDS < time.monotonic() - started < 2 * SETTLE_SECONDS
+    paths = [path for path, _ in fake.calls]
+    assert paths.count("/pause") == paths.count("/resume") == 2 and paths.count("/is_paused") == 4
+
+
+def test_a_server_that_others_use_is_refused_in_a_deterministic_run(fake: FakeVLLM, monkeypatch) -> None:
+    fake.count_down(-1)
+    monkeypatch.setattr("pyrl.rollout.client.CONTROL_SECONDS", 1.5)
+    with pytest.raises(RolloutError, match="a server of their own"):
+        ask([fake.url], deterministic=True)
+    assert not fake.bodies
 
 
 def test_deterministic_requests_are_all_tried_again_if_one_fails(fake: FakeVLLM) -> None:
