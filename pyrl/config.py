@@ -52,6 +52,9 @@ class ParallelConfig(Section):
     """Shard optimizer state over data-parallel ranks."""
     timeout_seconds: Seconds = 600.0
     """Deadline of every collective."""
+    threads: PositiveInt | None = None
+    """CPU threads of a rank's tensor operations. None: PyTorch's choice, which is `OMP_NUM_THREADS` (1 under torchrun)
+    or else all cores. More than the model can use take time from the servers on the same machine."""
 
 
 class DataConfig(Section):

@@ -78,6 +78,8 @@ def init_parallel(config: ParallelConfig) -> Parallel:
             f"{model_size}: start a multiple of {model_size} processes, or change parallel.tp and parallel.pp"
         )
     timeout = timedelta(seconds=config.timeout_seconds)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     device = _choose_device()
     _init_distributed(device, timeout)
     return _build_groups(config, device, timeout)

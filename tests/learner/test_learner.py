@@ -20,11 +20,20 @@ from pyrl.learner.parallel import Parallel, destroy_parallel, init_parallel
 from pyrl.types import PackedBatch
 from tests.learner.tiny import VOCAB, random_sequences, run_config, save_tiny_model
 
+THREADS = 3
+"""A number that nobody chooses by default on a small machine."""
+
 
 @pytest.fixture(scope="module")
 def parallel() -> Iterator[Parallel]:
-    yield init_parallel(ParallelConfig())
+    threads = torch.get_num_threads()
+    yield init_parallel(ParallelConfig(threads=THREADS))
     destroy_parallel()
+    torch.set_num_threads(threads)
+
+
+def test_threads_are_those_of_the_settings(parallel: Parallel) -> None:
+    assert torch.get_num_threads() == THREADS
 
 
 def objective(batch: PackedBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> Any:
