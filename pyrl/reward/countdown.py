@@ -1,14 +1,15 @@
-"""The countdown task: combine given numbers, each used exactly once, into a target.
+"""The countdown task: combine given numbers, each used at most once, into a target.
 
-Ground truth: JSON `{"numbers": [3, 5, 7], "target": 26}`, with the optional keys `"operators"` (default `"+-*"`; `/` is
-exact division) and `"parentheses"` (default true). A response is one arithmetic expression and nothing else; there are
-no signs, so `-3+5` is not well formed.
+Ground truth: JSON `{"numbers": [3, 5, 7], "target": 26}`, with the optional keys `"count"` (how many of the numbers an
+answer uses; default all), `"operators"` (default `"+-*"`; `/` is exact division) and `"parentheses"` (default true).
+A response is one arithmetic expression and nothing else; there are no signs, so `-3+5` is not well formed.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+from collections import Counter
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -35,8 +36,9 @@ class Puzzle(NamedTuple):
     """A ground truth."""
 
     numbers: tuple[int, ...]
-    """Sorted."""
     target: int
+    count: int
+    """Numbers that an answer uses."""
     operators: frozenset[str]
     parentheses: bool
 
@@ -57,15 +59,18 @@ def read_puzzle(ground_truth: str) -> Puzzle:
         raise ValueError(f"numbers {numbers!r}: want a list of non-negative integers")
     if type(target) is not int:
         raise ValueError(f"target {target!r}: want an integer")
+    count = tree.get("count", len(numbers))
+    if type(count) is not int or not 1 <= count <= len(numbers):
+        raise ValueError(f"count {count!r}: want an integer from 1 to {len(numbers)}, the number of numbers")
     if not isinstance(operators, str) or not operators or not set(operators) <= set("+-*/"):
         raise ValueError(f"operators {operators!r}: want a selection of '+-*/'")
     if not isinstance(parentheses, bool):
         raise ValueError(f"parentheses {parentheses!r}: want true or false")
-    return Puzzle(tuple(sorted(numbers)), target, frozenset(operators), parentheses)
+    return Puzzle(tuple(numbers), target, count, frozenset(operators), parentheses)
 
 
-def evaluate(expression: str, puzzle: Puzzle) -> tuple[Fraction, tuple[int, ...]]:
-    """The exact value and the sorted numbers used. Raises ExpressionError."""
+def evaluate(expression: str, puzzle: Puzzle) -> tuple[Fraction, list[int]]:
+    """The exact value and the numbers used. Raises ExpressionError."""
     allowed = _DIGITS | puzzle.operators | (frozenset("() ") if puzzle.parentheses else frozenset(" "))
     if not set(expression) <= allowed:
         raise ExpressionError(f"character {min(set(expression) - allowed)!r} is not allowed")
@@ -75,7 +80,7 @@ def evaluate(expression: str, puzzle: Puzzle) -> tuple[Fraction, tuple[int, ...]
         raise ExpressionError(f"not well formed: {type(error).__name__}") from error
     used: list[int] = []
     value = _evaluate_node(tree, used)
-    return value, tuple(sorted(used))
+    return value, used
 
 
 def _evaluate_node(node: ast.expr, used: list[int]) -> Fraction:
@@ -96,7 +101,7 @@ def _evaluate_node(node: ast.expr, used: list[int]) -> Fraction:
 
 
 def grade(response: str, ground_truth: str) -> RawVerdict:
-    """Right iff the response is an expression over exactly the numbers, each used once, that equals the target."""
+    """Right iff the response is an expression over `count` of the numbers, each used once, that equals the target."""
     try:
         puzzle = read_puzzle(ground_truth)
     except ValueError as error:
@@ -110,7 +115,7 @@ def grade(response: str, ground_truth: str) -> RawVerdict:
         value, used = evaluate(expression, puzzle)
     except ExpressionError as error:
         return "wrong", f"{UNREADABLE_ANSWER}: {error}", expression
-    if used != puzzle.numbers:
+    if len(used) != puzzle.count or Counter(used) - Counter(puzzle.numbers):
         return "wrong", f"{DIFFERENT}: numbers", expression
     return ("right", EQUAL, expression) if value == puzzle.target else ("wrong", f"{DIFFERENT}: value", expression)
 

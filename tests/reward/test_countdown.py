@@ -69,6 +69,19 @@ def test_a_tree_is_right_exactly_when_its_value_is_the_target(puzzle, offset):
     assert extracted == text_of(tree)
 
 
+FEW_DIGITS = st.lists(st.integers(0, 3), min_size=1, max_size=5)
+
+
+@given(FEW_DIGITS, FEW_DIGITS, st.data())
+@settings(max_examples=300, deadline=None)
+def test_count_says_how_many_of_the_numbers_are_used(given_numbers, used, data):
+    count = data.draw(st.integers(1, len(given_numbers)))
+    outcome, reason, _ = grade("+".join(map(str, used)), truth(given_numbers, sum(used), count=count))
+    choices = {tuple(sorted(c)) for c in itertools.combinations(given_numbers, count)}
+    assert (outcome == "right") == (tuple(sorted(used)) in choices)
+    assert outcome == "right" or "numbers" in reason
+
+
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.lists(st.integers(0, 9), min_size=1, max_size=4))
 @settings(max_examples=200, deadline=None)
 def test_the_numbers_must_be_exactly_those_given(given_numbers, used):
@@ -176,6 +189,9 @@ def test_the_length_limit_is_exact():
         '{"target": 3}',
         '{"numbers": [3], "target": 3, "operators": "^"}',
         '{"numbers": [3], "target": 3, "parentheses": 1}',
+        '{"numbers": [3], "target": 3, "count": 0}',
+        '{"numbers": [3], "target": 3, "count": 2}',
+        '{"numbers": [3], "target": 3, "count": true}',
         '{"numbers": [3], "target": NaN}',
     ],
 )
