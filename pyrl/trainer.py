@@ -33,7 +33,7 @@ from pyrl.learner.parallel import Parallel, init_parallel
 from pyrl.reward.pool import RewardPool
 from pyrl.rollout.server import ServerPool
 from pyrl.run_folder import CHECKPOINTS, FINAL, ResumePoint, check_free, find_resume_point, locked
-from pyrl.stages.assignment import check_servers
+from pyrl.stages.assignment import check_head_dim, check_servers
 from pyrl.stages.collect import Collector
 from pyrl.stages.engines import Engines
 from pyrl.stages.exchange import broadcast_from_rank_zero, gather_from_every_rank
@@ -240,8 +240,9 @@ class Inputs:
     def read(cls, config: RunConfig, parallel: Parallel) -> Inputs:
         """Raises ConfigError for a model, data or servers that this run could not use."""
         tokenizer = load_tokenizer(config.model.path)
-        plan_policy(config.model, parallel)
+        policy = plan_policy(config.model, parallel)
         check_servers(config, parallel)
+        check_head_dim(config, parallel, policy.shape.head_dim)
         held_out = load_prompts(config.data, tokenizer, validation=True) if config.data.validation_path else []
         return cls(tokenizer, load_prompts(config.data, tokenizer), held_out)
 

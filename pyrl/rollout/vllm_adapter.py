@@ -35,6 +35,10 @@ MIN_BATCHED_TOKENS = 8192
 """Smallest prefill budget of one engine step on CPU, tokens."""
 
 
+CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""For which vLLM's CPU attention has kernels; with another its engine dies at the first request, not at the start."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
     """What one vLLM server is started with."""

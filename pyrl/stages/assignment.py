@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from pyrl.config import ConfigError, RunConfig
 from pyrl.learner.parallel import Parallel
+from pyrl.rollout.vllm_adapter import CPU_HEAD_DIMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,16 @@ def check_servers(config: RunConfig, parallel: Parallel) -> None:
     for node in range(nodes.count):
         where = f"rollout.servers_per_node on node {node}"
         _check_shares(config, where, rollout.servers_per_node, len(nodes.leaders_on(node)), "raise it")
+
+
+def check_head_dim(config: RunConfig, parallel: Parallel, head_dim: int) -> None:
+    """Raises ConfigError for a model that vLLM servers of this run would load but could not run."""
+    if config.rollout.urls or parallel.device.type != "cpu" or head_dim in CPU_HEAD_DIMS:
+        return
+    raise ConfigError(
+        f"model.path {config.model.path}: vLLM has no CPU attention for its head dimension, {head_dim}; it has for "
+        f"{', '.join(map(str, CPU_HEAD_DIMS))}. Use a model with one of those, or a GPU"
+    )
 
 
 def _check_shares(config: RunConfig, where: str, servers: int, leaders: int, remedy: str) -> None:

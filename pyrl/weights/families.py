@@ -208,7 +208,7 @@ FAMILIES = {
 def read_hf_config(folder: Path | str) -> PretrainedConfig:
     """The config of a Hugging Face folder, with its class's defaults filled in.
 
-    Raises ConfigError: folder or config.json missing or unreadable, or an architecture with no table here.
+    Raises ConfigError: folder or config.json missing, unreadable or contradictory; an architecture with no table here.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -223,9 +223,13 @@ def read_hf_config(folder: Path | str) -> PretrainedConfig:
         raise ConfigError(
             f"model.path {folder}: architecture {architectures[0]!r} is not supported; supported: {', '.join(FAMILIES)}"
         )
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (StrictDataclassError, ValueError) as error:
+        raise ConfigError(f"model.path: transformers cannot use {path}: {error}") from error
 
 
 def read_shape(config: PretrainedConfig) -> ModelShape:

@@ -33,6 +33,12 @@ def test_the_engine_is_registered_under_the_name_servers_are_started_with() -> N
     assert out.stdout.split("\n")[-2] == f"{vllm_adapter.WEIGHT_BACKENDS['shm']} True []"
 
 
+def test_head_dimensions_are_those_of_vllms_cpu_attention() -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    assert list(vllm_adapter.CPU_HEAD_DIMS) == CPUAttentionBackend.get_supported_head_sizes()
+
+
 def test_cpu_server_never_chunks_a_prefill() -> None:
     """A seeded request whose prefill is chunked kills vLLM's CPU engine."""
     for length in (100, 20_000):

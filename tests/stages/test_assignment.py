@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from pyrl.config import ConfigError, RunConfig, parse_config
-from pyrl.stages.assignment import Nodes, check_servers, own_share
+from pyrl.stages.assignment import Nodes, check_head_dim, check_servers, own_share
+
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -18,6 +21,7 @@ class Layout:
     tp_size: int
     dp_size: int
     rank: int = 0
+    device: torch.device = CPU
 
 
 def config(deterministic: bool = True, **rollout: object) -> RunConfig:
@@ -99,3 +103,12 @@ def test_one_node_may_use_any_transport(transport: str, monkeypatch: pytest.Monk
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK"):
         monkeypatch.delenv(name, raising=False)
     check_servers(config(deterministic=False, transport=transport), Layout(1, 1, 1))
+
+
+def test_a_head_dimension_that_the_servers_could_not_run_is_refused() -> None:
+    layout = Layout(1, 1, 1)
+    check_head_dim(config(), layout, 64)
+    with pytest.raises(ConfigError, match=r"model.path m: .* head dimension, 24; it has for 32, 64"):
+        check_head_dim(config(), layout, 24)
+    check_head_dim(config(urls=["http://h:1"]), layout, 24)  # who knows what they run on
+    check_head_dim(config(), Layout(1, 1, 1, device=torch.device("cuda")), 24)

@@ -137,6 +137,15 @@ def test_unknown_architecture_names_the_supported_ones(tmp_path: Path) -> None:
         read_hf_config(tmp_path)
 
 
+def test_a_config_that_contradicts_itself_is_refused_with_the_reason_of_transformers(tmp_path: Path) -> None:
+    save_tiny_model("qwen2", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    layers = config["num_hidden_layers"] + 1
+    (tmp_path / "config.json").write_text(json.dumps(config | {"layer_types": ["full_attention"] * layers}))
+    with pytest.raises(ConfigError, match=rf"model.path: transformers cannot use .*config.json: [\s\S]*\({layers}\)"):
+        read_hf_config(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
