@@ -1,4 +1,5 @@
-"""One vLLM server per test session, on a tiny random model whose dimensions all differ."""
+"""What tests share, one each per session: a vLLM server on a tiny random model whose dimensions all differ; a small run
+with its server, and that run unbroken."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from pyrl.rollout.client import RolloutClient
 from pyrl.rollout.server import ServerPool
 from pyrl.rollout.vllm_adapter import ServerSettings
+from tests.run_job import Job, served_job
 
 STOP_TOKEN = 1
 MAX_MODEL_LEN = 64
@@ -81,3 +83,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with ServerPool.from_settings(tiny_settings(folder / "model"), folder) as pool:
         (url,) = pool.wait_ready()
         yield Served(pool, url, model, folder)
+
+
+@pytest.fixture(scope="session")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    """Its server is restarted when a test kills it."""
+    with served_job(tmp_path_factory.mktemp("job")) as job:
+        yield job
+
+
+@pytest.fixture(scope="session")
+def unbroken(job: Job) -> Path:
+    """The folder of the run that nothing disturbed. Do not change it."""
+    job.finish(job.folder / "unbroken")
+    return job.folder / "unbroken"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -12,23 +11,11 @@ import psutil
 import pytest
 
 from tests.rollout.processes import alive, wait_for
-from tests.run_job import DEADLINE_SECONDS, Job, Process, differences, rows, served_job
+from tests.run_job import DEADLINE_SECONDS, STEPS, Job, Process, differences, rows
 
 pytestmark = pytest.mark.slow
-STEPS, KILLED_AFTER = 5, 2
+KILLED_AFTER = 2
 """The server is killed in the first step after so many in which it is seen at work, which is not the last."""
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
-    with served_job(tmp_path_factory.mktemp("server-killed"), checkpoint={"every": 0}) as job:
-        yield job
-
-
-@pytest.fixture(scope="module")
-def undisturbed(job: Job) -> Path:
-    job.finish(job.folder / "undisturbed", f"steps={STEPS}")
-    return job.folder / "undisturbed"
 
 
 def server_below(pid: int, port: str = "") -> psutil.Process | None:
@@ -91,26 +78,26 @@ def disturb(run: Process, run_folder: Path, server_owner: int, port: str = "") -
         run.kill()
 
 
-def check_records(run_folder: Path, undisturbed: Path) -> None:
+def check_records(run_folder: Path, unbroken: Path) -> None:
     recorded = rows(run_folder)
     assert [row["step"] for row in recorded] == list(range(1, STEPS + 1))
     assert [row["policy_version"] for row in recorded] == list(range(STEPS))
     assert all(row["groups_failed"] == 0 and row["verdicts_unjudged"] == 0 for row in recorded)
-    assert differences(undisturbed, run_folder) == []
+    assert differences(unbroken, run_folder) == []
 
 
-def test_a_given_server_that_somebody_restarts_gets_the_policy_again(job: Job, undisturbed: Path) -> None:
+def test_a_given_server_that_somebody_restarts_gets_the_policy_again(job: Job, unbroken: Path) -> None:
     """The one that this process started; it holds another model's weights until the trainer sends the policy's."""
     folder = job.folder / "given-server"
-    run = job.start(folder, f"steps={STEPS}")
+    run = job.start(folder)
     version = disturb(run, folder, os.getpid(), port=job.urls[0].rpartition(":")[2])
     assert f"a vLLM server was restarted: all are given weights of version {version} again" in run.log()
-    check_records(folder, undisturbed)
+    check_records(folder, unbroken)
 
 
-def test_a_killed_server_is_restarted_and_the_run_equals_the_undisturbed_one(job: Job, undisturbed: Path) -> None:
+def test_a_killed_server_is_restarted_and_the_run_equals_the_unbroken_one(job: Job, unbroken: Path) -> None:
     folder = job.folder / "own-server"
-    run = job.start(folder, f"steps={STEPS}", "rollout.urls=[]")
+    run = job.start(folder, "rollout.urls=[]")
     disturb(run, folder, run.launcher.pid)
     assert run.log().count("restarting it") == 1
-    check_records(folder, undisturbed)
+    check_records(folder, unbroken)

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.run_job import Job, differences, records, rows, served_job
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
-    with served_job(tmp_path_factory.mktemp("train")) as job:
-        yield job
-
-
-@pytest.fixture(scope="module")
-def unbroken(job: Job) -> Path:
-    job.finish(job.folder / "unbroken")
-    return job.folder / "unbroken"
+from tests.run_job import Job, differences, records, rows
 
 
 def kill_when(job: Job, folder: Path, condition, *overrides: str) -> None:
