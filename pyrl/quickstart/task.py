@@ -1,7 +1,8 @@
-"""The quickstart's task, made from nothing: reach a target from three digits with + and -.
+"""The quickstart's task, made from nothing: reach a target from two of seven digits with + or -.
 
-A question is a multiset of three digits from 1 to 9 and a target that some expression over them reaches, for example
-`357>5:` -> `3-5+7`. Reinforcement-learning prompts, held-out prompts and demonstrations share no question.
+A question is a set of seven of the digits 1 to 9 and a target that some expression over two of them reaches, for
+example `1235789>4:` -> `9-5`. Most have several answers: a policy need not lose its entropy to be right.
+Reinforcement-learning prompts, held-out prompts and demonstrations share no question.
 Half of the demonstrations are solutions and half are expressions over the digits drawn at random: the supervised model
 knows more than it samples, as a pretrained model does, and has entropy to lose.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OPERATORS = "+-"
+GIVEN, USED = 7, 2
 RANDOM_SHARE = 0.5
 """Of the demonstrations: random expressions instead of solutions."""
 SOURCE = "countdown"
@@ -22,7 +24,7 @@ SOURCE = "countdown"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    numbers: tuple[int, int, int]
+    numbers: tuple[int, ...]
     target: int
 
     @property
@@ -31,7 +33,7 @@ class Question:
 
     def to_row(self, index: int) -> dict[str, object]:
         """The row in the schema of `data.path`."""
-        truth = json.dumps({"numbers": list(self.numbers), "target": self.target})
+        truth = json.dumps({"numbers": list(self.numbers), "target": self.target, "count": USED})
         return {
             "data_source": SOURCE,
             "prompt": [{"role": "user", "content": self.prompt}],
@@ -42,12 +44,11 @@ class Question:
 
 
 def expressions(numbers: tuple[int, ...]) -> dict[str, int]:
-    """Every expression `a op b op c` over the digits in any order, with its value."""
+    """Every expression `a op b` over two of the digits, with its value."""
     return {
-        (text := f"{a}{p}{b}{q}{c}"): eval(text)  # digits and operators only
-        for a, b, c in set(itertools.permutations(numbers))
-        for p in OPERATORS
-        for q in OPERATORS
+        f"{a}{operator}{b}": a + b if operator == "+" else a - b
+        for a, b in itertools.permutations(numbers, USED)
+        for operator in OPERATORS
     }
 
 
@@ -55,7 +56,7 @@ def all_questions() -> list[Question]:
     """Every reachable (digits, target), in a fixed order."""
     return [
         Question(numbers, target)
-        for numbers in itertools.combinations_with_replacement(range(1, 10), 3)
+        for numbers in itertools.combinations(range(1, 10), GIVEN)
         for target in sorted(set(expressions(numbers).values()))
     ]
 
