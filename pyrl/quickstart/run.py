@@ -29,8 +29,8 @@ METHODS: dict[str, LossConfig] = {
     "grpo": PPOClip(),
     "kl_cov": KLCov(name="kl_cov", kl_cov_ratio=0.15, kl_cov_coef=1.5),
 }
-"""15% of the tokens, where the paper takes 0.02% to 0.2%: a mini-batch here holds 250 tokens, not hundreds of thousands,
-and every response chooses at three of its four tokens."""
+"""15% of the tokens, where the paper takes 0.02% to 0.2%: a mini-batch here holds 250 tokens, not hundreds of
+thousands, and every response chooses at three of its four tokens."""
 
 
 def run_quickstart(folder: Path, settings: Path, overrides: list[str]) -> None:
