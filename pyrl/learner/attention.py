@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from pyrl.config import ConfigError
 from pyrl.learner.packed import PackedInputs
 
 
-class PackedAttention(MegatronModule):
+class PackedAttention(MegatronModule, ABC):
     """Base: RoPE, then `attend`. q [T, heads, d], k and v [T, kv heads, d] -> [T, heads, d]."""
 
     def __init__(
@@ -51,8 +52,8 @@ class PackedAttention(MegatronModule):
         query, key = _Rotate.apply(query, cos, sin), _Rotate.apply(key, cos, sin)
         return self.attend(query, key, value, packed_seq_params)
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: PackedInputs) -> torch.Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: PackedInputs) -> torch.Tensor: ...
 
 
 class SDPAttention(PackedAttention):
