@@ -7,13 +7,15 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import aiohttp
 
 from pyrl.rollout import vllm_adapter as vllm
+from pyrl.rollout.errors import Failure, PolicyVersionMismatch, Retryable, RolloutError
+from pyrl.rollout.frozen import FrozenQueue
 from pyrl.types import Completion
 
 log = logging.getLogger("pyrl")
@@ -24,29 +26,8 @@ POLL_SECONDS = 0.5
 """Between two looks at a server that is being restarted."""
 CONTROL_SECONDS = 30.0
 """Deadline of a control call (pause, resume, version)."""
-SETTLE_SECONDS = 1.0
-"""For which a server's load must not change to count as its idle load."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
 """Before the retries of a request: doubled each time."""
-
-
-class RolloutError(RuntimeError):
-    """A server refused a request, or answered something that its API does not promise: retrying would not help."""
-
-
-class PolicyVersionMismatch(RolloutError):
-    """A completion holds tokens of weights other than the policy's."""
-
-
-class _Retryable(Exception):
-    """One try of a request failed in a way that may pass."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """In place of an answer: why there is none."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +109,7 @@ class RolloutClient:
         self._deterministic = deterministic
         self._check_servers = check_servers or (lambda: None)
         self._recovery: dict[str, asyncio.Lock] = {url: asyncio.Lock() for url in self._urls}
-        self._idle_load: dict[str, int] = {}
+        self._queues = {url: FrozenQueue(url, self._control) for url in self._urls} if deterministic else {}
         self._session: aiohttp.ClientSession | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout-client", daemon=True)
@@ -200,7 +181,7 @@ class RolloutClient:
         results: list[GroupResult | None],
     ) -> None:
         bodies = [self._body(order, requests[index]) for order, index in enumerate(indices, start=1)]
-        answers = await self._ask(url, bodies, version, frozen=self._deterministic)
+        answers = await self._ask(url, bodies, version, queue=self._queues.get(url))
         for index, answer in zip(indices, answers, strict=True):
             results[index] = self._result(url, requests[index], answer, version)
 
@@ -218,9 +199,9 @@ class RolloutClient:
         return json.dumps(body).encode()
 
     def _result(
-        self, url: str, request: GenerateRequest, answer: dict[str, Any] | _Failure, version: int | None
+        self, url: str, request: GenerateRequest, answer: dict[str, Any] | Failure, version: int | None
     ) -> GroupResult:
-        if isinstance(answer, _Failure):
+        if isinstance(answer, Failure):
             log.warning("a group is dropped: %s", answer.reason)
             return GroupResult((), answer.reason)
         try:
@@ -247,67 +228,68 @@ class RolloutClient:
         async def one(index: int, sequence: tuple[int, ...]) -> list[float]:
             url = self._urls[index % len(self._urls)]
             (answer,) = await self._ask(url, [json.dumps(vllm.score_body(sequence)).encode()], None)
-            if isinstance(answer, _Failure):
+            if isinstance(answer, Failure):
                 raise RolloutError(f"{url} could not score a sequence of {len(sequence)} tokens: {answer.reason}")
             return vllm.parse_scores(answer, sequence)
 
         return await asyncio.gather(*(one(i, s) for i, s in enumerate(sequences)))
 
     async def _ask(
-        self, url: str, bodies: Sequence[bytes], version: int | None, *, frozen: bool = False
-    ) -> list[dict[str, Any] | _Failure]:
+        self, url: str, bodies: Sequence[bytes], version: int | None, *, queue: FrozenQueue | None = None
+    ) -> list[dict[str, Any] | Failure]:
         """Answers to generate requests, tried up to 1 + max_retries times.
 
-        They are tried together: if one fails, all are asked again. `frozen`: see `_frozen`.
+        They are tried together: if one fails, all are asked again. With a `queue` the engine starts on
+        them together.
         """
-        answers = await self._try_all(url, bodies, version, frozen)
+        answers = await self._try_all(url, bodies, version, queue)
         for retry in range(self._max_retries):
-            if not any(isinstance(answer, _Failure) for answer in answers):
+            if not any(isinstance(answer, Failure) for answer in answers):
                 break
             hopeless = await self._recover(url, version)
             if hopeless is not None:
-                return [hopeless if isinstance(answer, _Failure) else answer for answer in answers]
+                return [hopeless if isinstance(answer, Failure) else answer for answer in answers]
             await asyncio.sleep(min(FIRST_PAUSE_SECONDS * 2**retry, LONGEST_PAUSE_SECONDS))
-            answers = await self._try_all(url, bodies, version, frozen)
+            answers = await self._try_all(url, bodies, version, queue)
         return answers
 
     async def _try_all(
-        self, url: str, bodies: Sequence[bytes], version: int | None, frozen: bool
-    ) -> list[dict[str, Any] | _Failure]:
+        self, url: str, bodies: Sequence[bytes], version: int | None, queue: FrozenQueue | None
+    ) -> list[dict[str, Any] | Failure]:
         failure = None
-        freeze = self._frozen(url) if frozen else contextlib.nullcontext([])
+        freeze = queue.frozen() if queue is not None else contextlib.nullcontext([])
         try:
             async with asyncio.TaskGroup() as group, freeze as tasks:
                 tasks += [group.create_task(self._try(url, body, version)) for body in bodies]
-        except* _Retryable as error:
-            failure = _Failure(f"{url} {error.exceptions[0]}")
+        except* Retryable as error:
+            failure = Failure(f"{url} {error.exceptions[0]}")
         return [failure] * len(bodies) if failure is not None else [task.result() for task in tasks]
 
-    async def _try(self, url: str, body: bytes, version: int | None) -> dict[str, Any] | _Failure:
+    async def _try(self, url: str, body: bytes, version: int | None) -> dict[str, Any] | Failure:
         address, headers = url + vllm.GENERATE, {"content-type": "application/json"}
         timeout = aiohttp.ClientTimeout(total=self._request_timeout)
         try:
             async with self._session.post(address, data=body, headers=headers, timeout=timeout) as response:
                 text = await response.read()
         except TimeoutError:
-            return _Failure(f"{address} did not answer within {self._request_timeout:g} s")
+            return Failure(f"{address} did not answer within {self._request_timeout:g} s")
         except aiohttp.ClientError as error:
-            return _Failure(f"{address}: {str(error) or type(error).__name__}")
+            return Failure(f"{address}: {str(error) or type(error).__name__}")
         if response.status >= 500:
-            return _Failure(f"{address} answered {response.status}: {text[:300].decode(errors='replace')}")
+            return Failure(f"{address} answered {response.status}: {text[:300].decode(errors='replace')}")
         if response.status != 200:
             raise RolloutError(f"{address} refused a request: {response.status}, {text[:500].decode(errors='replace')}")
         try:
             payload = json.loads(text)
             if aborted := vllm.early_end(payload):
-                return _Failure(f"{address} ended a sample early ({aborted})")
+                return Failure(f"{address} ended a sample early ({aborted})")
             if version is not None and vllm.was_never_synced(payload):
-                return _Failure(f"{address} was restarted and answered before it got weights of version {version}")
+                return Failure(f"{address} was restarted and answered before it got weights of version {version}")
             return payload
         except (KeyError, TypeError, ValueError) as error:
             raise RolloutError(f"{url} answered a generate request with something else: {error!r}") from error
 
-    async def _recover(self, url: str, version: int | None) -> _Failure | None:
+    async def _recover(self, url: str, version: int | None) -> Failure | None:
         """Before a retry: wait until the server answers and holds the expected weights; a failure if it does not.
 
         A restarted server holds those of its model folder until it is synced again, and is paused meanwhile.
@@ -322,82 +304,21 @@ class RolloutClient:
                     if version in (None, held) and not paused:
                         return None
                     state = "is paused" if paused else f"holds weights of version {held}, not {version}"
-                except _Retryable as error:
+                except Retryable as error:
                     state = str(error)
                 if asyncio.get_running_loop().time() >= deadline:
-                    return _Failure(f"{url} {state}, after {self._recovery_timeout:g} s of waiting")
+                    return Failure(f"{url} {state}, after {self._recovery_timeout:g} s of waiting")
                 await asyncio.sleep(POLL_SECONDS)
-
-    @contextlib.asynccontextmanager
-    async def _frozen(self, url: str) -> AsyncIterator[list[asyncio.Task]]:
-        """The engine starts on the requests sent inside the block, added to the list, when it has all of them."""
-        tasks: list[asyncio.Task] = []
-        idle = await self._wait_idle(url)
-        try:
-            await self._control("POST", url + vllm.PAUSE, params={"mode": "keep", "clear_cache": "false"})
-            yield tasks
-            await self._wait_enqueued(url, tasks, idle)
-        finally:
-            with contextlib.suppress(_Retryable):
-                await self._control("POST", url + vllm.RESUME)
-
-    async def _wait_idle(self, url: str) -> int:
-        """Until requests that were given up have left the server's queue; returns the load that it reports then.
-
-        That is 0, but vLLM may count a request down twice when its client goes away, so a server that has outlived a
-        killed trainer may say less, until it is restarted. Where it is not what it was at the last idle moment, a load
-        of 0 or less counts as idle once it has not changed for SETTLE_SECONDS.
-        """
-        loop = asyncio.get_running_loop()
-        last = since = None
-
-        def idle(load: int) -> bool:
-            nonlocal last, since
-            if load != last:
-                last, since = load, loop.time()
-            return load == self._idle_load.get(url, 0) or (load <= 0 and loop.time() - since > SETTLE_SECONDS)
-
-        self._idle_load[url] = await self._wait_load(url, idle)
-        return self._idle_load[url]
-
-    async def _wait_enqueued(self, url: str, tasks: list[asyncio.Task], idle: int) -> None:
-        """Until the frozen engine's queue holds all requests; the scheduler then orders them by priority.
-
-        /load counts requests inside the API server. Each is sent to the engine in the turn of the event loop that
-        counted it, ahead of the two /is_paused, which travel the same way and come back from the engine.
-        """
-
-        def arrived(load: int) -> bool:
-            early = next((task.result() for task in tasks if task.done()), None)
-            if isinstance(early, _Failure):
-                raise _Retryable(f"failed while it was given requests: {early.reason}")
-            return load >= idle + len(tasks)
-
-        await self._wait_load(url, arrived)
-        for _ in range(2):
-            await self._control("GET", url + vllm.IS_PAUSED)
-
-    async def _wait_load(self, url: str, condition: Callable[[int], bool]) -> int:
-        """Until the number of requests that the server says it holds is right; returns that."""
-        deadline = asyncio.get_running_loop().time() + CONTROL_SECONDS
-        while not condition(load := (await self._control("GET", url + vllm.LOAD))["server_load"]):
-            if asyncio.get_running_loop().time() > deadline:
-                raise RolloutError(
-                    f"{url} still counts {load} requests after {CONTROL_SECONDS:g} s: deterministic runs need a server "
-                    "of their own, with --enable-server-load-tracking and --scheduling-policy priority"
-                )
-            await asyncio.sleep(0.002)
-        return load
 
     async def _control(self, method: str, address: str, params: dict[str, str] | None = None) -> dict[str, Any]:
         timeout = aiohttp.ClientTimeout(total=CONTROL_SECONDS)
         try:
             async with self._session.request(method, address, params=params, timeout=timeout) as response:
                 if response.status != 200:
-                    raise _Retryable(f"answers {response.status} to {address}")
+                    raise Retryable(f"answers {response.status} to {address}")
                 return await response.json()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise _Retryable(f"does not answer {address} ({str(error) or type(error).__name__})") from error
+            raise Retryable(f"does not answer {address} ({str(error) or type(error).__name__})") from error
 
     async def _open(self) -> None:
         if self._session is None:

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen2ForCausalLM
 
-from pyrl.rollout.client import GenerateRequest, PolicyVersionMismatch, RolloutClient, RolloutError, request_seed
+from pyrl.rollout.client import GenerateRequest, RolloutClient, request_seed
 from pyrl.rollout.control import EngineCallError, EngineControl
+from pyrl.rollout.errors import PolicyVersionMismatch, RolloutError
 from pyrl.rollout.server import ServerError, ServerPool
 from pyrl.rollout.vllm_adapter import MODEL_FOLDER_VERSION
 from pyrl.weights.transfer import ShmWeightTransfer, WeightSyncError

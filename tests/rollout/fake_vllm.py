@@ -40,6 +40,8 @@ class FakeVLLM:
         self.version = version
         self.bodies: list[Body] = []
         self.calls: list[tuple[str, Body | None]] = []
+        self.queries: list[dict[str, str]] = []
+        """Query parameters of each call."""
         self.delay = 0.0
         self.answer_while_paused = False
         self.fail: dict[str, str] = {}
@@ -100,6 +102,7 @@ class FakeVLLM:
         body = await request.json() if request.can_read_body else None
         path = request.path
         self.calls.append((path, body))
+        self.queries.append(dict(request.query))
         if path in self.fail:
             return web.Response(status=500, text=self.fail[path])
         if path == "/finish_weight_update":

@@ -6,18 +6,14 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pyrl.rollout.client import (
-    SETTLE_SECONDS,
-    GenerateRequest,
-    GroupResult,
-    PolicyVersionMismatch,
-    RolloutClient,
-    RolloutError,
-)
+from pyrl.rollout.client import GenerateRequest, GroupResult, RolloutClient
 from pyrl.rollout.client import request_seed as seed_of
+from pyrl.rollout.errors import PolicyVersionMismatch, RolloutError
+from pyrl.rollout.frozen import SETTLE_SECONDS
 from tests.rollout.fake_vllm import FakeVLLM, answer
 
 
@@ -151,25 +147,49 @@ def test_deterministic_requests_are_ordered_while_the_engine_is_paused(fake: Fak
     assert by_seed == {10: 1, 20: 2, 30: 3}
 
 
-@pytest.mark.parametrize("load", [-3, -1])
-def test_a_server_whose_idle_load_is_below_zero_is_waited_for_once(fake: FakeVLLM, load: int) -> None:
-    """vLLM counts some requests of a killed client down twice; what is asked for later must still be seen to arrive."""
+@pytest.mark.parametrize("load", [-3, -1, 10])
+def test_an_idle_server_that_reports_another_load_is_looked_into_once(fake: FakeVLLM, load: int) -> None:
+    """vLLM miscounts requests that leave; what is asked for later must still be seen to arrive."""
     fake.count_down(-load)
     with RolloutClient([fake.url], stop_token_ids=[1], deterministic=True) as client:
         started = time.monotonic()
         for _ in range(2):
             results = client.generate([GenerateRequest((3, 4), 2, seed, 8) for seed in (10, 20)])
             assert first_tokens(results) == [[10, 11], [20, 21]]
-    assert SETTLE_SECONDS < time.monotonic() - started < 2 * SETTLE_SECONDS
+    assert 2 * SETTLE_SECONDS < time.monotonic() - started < 3 * SETTLE_SECONDS
     paths = [path for path, _ in fake.calls]
-    assert paths.count("/pause") == paths.count("/resume") == 2 and paths.count("/is_paused") == 4
+    assert paths.count("/pause") == paths.count("/resume") == 3 and paths.count("/is_paused") == 4
+    assert [fake.queries[i]["mode"] for i, path in enumerate(paths) if path == "/pause"] == ["wait", "keep", "keep"]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.5])
+def test_requests_that_were_given_up_are_waited_for(fake: FakeVLLM, seconds: float) -> None:
+    """Whether they end before their load counts as settled, or only when the engine is asked to finish them."""
+    fake.count_down(-2)
+    timer = threading.Timer(seconds, fake.count_down, [2])
+    timer.start()
+    assert first_tokens(ask([fake.url], deterministic=True)) == [[10, 11], [20, 21], [30, 31]]
+    assert not timer.is_alive()
 
 
 def test_a_server_that_others_use_is_refused_in_a_deterministic_run(fake: FakeVLLM, monkeypatch) -> None:
-    fake.count_down(-1)
-    monkeypatch.setattr("pyrl.rollout.client.CONTROL_SECONDS", 1.5)
-    with pytest.raises(RolloutError, match="a server of their own"):
-        ask([fake.url], deterministic=True)
+    monkeypatch.setattr("pyrl.rollout.frozen.LOAD_SECONDS", 1.5)
+    fake.count_down(-3)
+    used = threading.Event()
+
+    def use() -> None:
+        for change in itertools.cycle((1, -1)):
+            if used.wait(0.2):
+                return
+            fake.count_down(change)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(use)
+        try:
+            with pytest.raises(RolloutError, match="a server of their own"):
+                ask([fake.url], deterministic=True)
+        finally:
+            used.set()
     assert not fake.bodies
 
 
