@@ -1,4 +1,4 @@
-"""The `pyrl` command. Exit codes: 0 done, 2 bad input, 1 failure."""
+"""The `pyrl` command. Exit codes: 0 done, 2 bad input, 1 failure, 130 interrupted by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pyrl.config import ConfigError, load_config
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
+INTERRUPTED = 130
 
 RunFolder = Annotated[Path | None, typer.Option(help="Where the run is written; default runs/<config>.")]
 
@@ -78,6 +79,10 @@ def main() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # which is all that typer makes of Ctrl-C
+            errors.print(f"interrupted on rank {os.environ.get('RANK', '0')}", style="bold red", markup=False)
+        raise
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once a node: a folder may be missing on one of them alone
             errors.print(f"error: {error}", style="bold red", markup=False)

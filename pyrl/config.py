@@ -11,11 +11,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0.0)]
+
+def _refuse_boolean(value: Any) -> Any:
+    """pydantic reads true as 1."""
+    if isinstance(value, bool):
+        raise ValueError("wanted a number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_refuse_boolean)]
+Integer = Annotated[int, BeforeValidator(_refuse_boolean)]
+Fraction = Annotated[Number, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[Integer, Field(gt=0)]
+Seconds = Annotated[Number, Field(gt=0.0)]
 
 
 class ConfigError(ValueError):
@@ -23,9 +33,12 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of every config section: unknown keys are errors, values are immutable, attribute docstrings are kept."""
+    """Base of every config section: unknown keys, NaN and infinity are errors, values are immutable, attribute
+    docstrings are kept."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False, allow_inf_nan=False
+    )
 
 
 class ModelConfig(Section):
@@ -104,20 +117,22 @@ class RolloutConfig(Section):
     samples_per_prompt: PositiveInt = 8
     max_response_tokens: PositiveInt = 1024
     """A response this long without a stop token is graded as it stands and counted as truncated."""
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    temperature: Annotated[Number, Field(gt=0.0)] = 1.0
+    top_p: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
     dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
     max_num_seqs: PositiveInt = 256
     """Sequences that one server decodes together."""
     threads: PositiveInt | None = None
     """OMP threads of a CPU server. None: all cores."""
-    kv_cache_gib: Annotated[float, Field(gt=0.0)] = 1.0
+    kv_cache_gib: Annotated[Number, Field(gt=0.0)] = 1.0
     """KV cache of a CPU server, GiB."""
     gpu_memory_utilization: Fraction = 0.5
     """Share of a GPU's memory a server may take."""
     request_timeout_seconds: Seconds = 300.0
-    """Deadline of one request."""
-    max_retries: Annotated[int, Field(ge=0)] = 3
+    """Longest silence of a server: when it has answered none of a replica's requests for so long, they are tried again.
+    Time in its queue does not count. It must exceed the time that a response of `max_response_tokens` takes beside all
+    that the server decodes together; replicas that share a server wait for one another's requests too."""
+    max_retries: Annotated[Integer, Field(ge=0)] = 3
     """Further tries of one request; a group that still fails is dropped and counted."""
     timeout_seconds: Seconds = 3600.0
     """Deadline of one rollout: generating and grading the prompts that are asked together, retries included. Ranks that
@@ -152,16 +167,16 @@ class PPOClip(Section):
     """GRPO's surrogate: max(-r A, -clip(r, 1 - low, 1 + high) A)."""
 
     name: Literal["ppo_clip"] = "ppo_clip"
-    clip_ratio_low: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
-    clip_ratio_high: Annotated[float, Field(ge=0.0)] = 0.2
+    clip_ratio_low: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.2
+    clip_ratio_high: Annotated[Number, Field(ge=0.0)] = 0.2
 
 
 class ClipHigher(Section):
     """DAPO's surrogate: `ppo_clip` with a wider upper bound."""
 
     name: Literal["clip_higher"]
-    clip_ratio_low: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
-    clip_ratio_high: Annotated[float, Field(ge=0.0)] = 0.28
+    clip_ratio_low: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.2
+    clip_ratio_high: Annotated[Number, Field(ge=0.0)] = 0.28
 
 
 class _CovScope(Section):
@@ -176,10 +191,12 @@ class ClipCov(_CovScope):
     name: Literal["clip_cov"]
     clip_cov_ratio: Fraction = 2e-4
     """Share of valid tokens, a fraction (paper: 2e-4). 0: off."""
-    clip_cov_lb: float = 1.0
-    clip_cov_ub: float = 5.0
-    clip_ratio_low: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    clip_ratio_high: Annotated[float, Field(ge=0.0)] = 1.0
+    clip_cov_lb: Number = 1.0
+    """The band is lb < covariance < ub, in nats (paper: 1 to 5)."""
+    clip_cov_ub: Number = 5.0
+    """Finite. For a band without an upper end write 1e9, which no covariance reaches."""
+    clip_ratio_low: Annotated[Number, Field(ge=0.0, le=1.0)] = 1.0
+    clip_ratio_high: Annotated[Number, Field(ge=0.0)] = 1.0
     """With 1 and 1 the ratio is clipped to [0, 2], as in the paper's runs."""
 
     @model_validator(mode="after")
@@ -195,7 +212,7 @@ class KLCov(_CovScope):
     name: Literal["kl_cov"]
     kl_cov_ratio: Fraction = 2e-4
     """Share of valid tokens, a fraction (paper: 2e-3 for 7B, 2e-4 for 32B). 0: off."""
-    kl_cov_coef: Annotated[float, Field(ge=0.0)] = 1.0
+    kl_cov_coef: Annotated[Number, Field(ge=0.0)] = 1.0
 
 
 LossConfig = Annotated[PPOClip | ClipHigher | ClipCov | KLCov, Field(discriminator="name")]
@@ -209,19 +226,19 @@ class AlgorithmConfig(Section):
 
 
 class OptimizerConfig(Section):
-    lr: Annotated[float, Field(gt=0.0)] = 1e-6
+    lr: Annotated[Number, Field(gt=0.0)] = 1e-6
     """AdamW, constant rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0.0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    clip_grad: Annotated[float, Field(ge=0.0)] = 1.0
+    eps: Annotated[Number, Field(gt=0.0)] = 1e-8
+    weight_decay: Annotated[Number, Field(ge=0.0)] = 0.0
+    clip_grad: Annotated[Number, Field(ge=0.0)] = 1.0
     """Largest L2 norm of the global gradient. 0: no clipping."""
     max_tokens_per_micro_batch: PositiveInt = 16384
     """Token budget of one forward pass on one rank; a longer sequence gets a micro-batch of its own."""
 
 
 class ValidationConfig(Section):
-    every: Annotated[int, Field(ge=0)] = 0
+    every: Annotated[Integer, Field(ge=0)] = 0
     """Steps between evaluations on `data.validation_path`, which is also evaluated before the first and after the last
     step. 0: never."""
     samples_per_prompt: PositiveInt = 1
@@ -229,7 +246,7 @@ class ValidationConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: Annotated[int, Field(ge=0)] = 0
+    every: Annotated[Integer, Field(ge=0)] = 0
     """Steps between checkpoints; the last step is saved too. 0: never."""
     keep_last: PositiveInt = 2
     resume: Literal["auto", "never"] | Path = "auto"
@@ -243,12 +260,12 @@ class CheckpointConfig(Section):
 class RunConfig(Section):
     """One run. The run folder is given beside it and is not part of it, so a run folder can be moved."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[Integer, Field(ge=0, lt=2**31)] = 0
     steps: PositiveInt = 100
     """Rollout steps."""
     deterministic: bool = False
-    """CPU: fixed request order, thread counts and batch limits, so that a resumed run is bit-equal to an unbroken
-    one."""
+    """On CPU alone: fixed request order and batch limits, so that a resumed run is bit-equal to an unbroken one. It is
+    resumed with as many ranks and threads as its checkpoint was written with, and on the same kind of CPU."""
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig = RewardConfig()
@@ -346,9 +363,9 @@ def _describe(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
-        nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        return f"{'.'.join(location)}: unknown key{hint}"
+        nearest = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known here: {', '.join(known)}"
+        return f"{'.'.join(location)}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{'.'.join(location)}: required but not given.{_field_help(location)}"
     where = ".".join(location) or "config"

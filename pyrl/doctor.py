@@ -188,7 +188,7 @@ def _judge_machine(seen: Observation) -> list[Problem]:
         what = f"{SHARED_MEMORY} is not there or cannot be written: weights travel through it on CPU"
         problems.append(Problem(what, "mount a tmpfs there (docker: --shm-size=2g)", fatal=not seen.gpus))
     elif seen.shared_memory < GIB:
-        what = f"{SHARED_MEMORY} has {_gib(seen.shared_memory)} free; weights in fp32 (4 bytes a parameter) must fit"
+        what = f"{SHARED_MEMORY} has {_gib(seen.shared_memory)} free; old and new weights must fit: 8 bytes a parameter"
         problems.append(Problem(what, "enlarge it (docker: --shm-size=2g)", fatal=seen.shared_memory < GIB // 32))
     if seen.memory < 4 * GIB:
         what = f"{_gib(seen.memory)} of memory free; the quickstart takes about 4 GiB"

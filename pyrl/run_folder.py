@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from pyrl.learner.checkpoint_store import CheckpointError, complete_checkpoints,
 from pyrl.telemetry.jsonl import RecordFileError, last_recorded_step
 
 CHECKPOINTS, FINAL, LOCK, METRICS = "checkpoints", "final", "run.lock", "metrics.jsonl"
+
+SHARED_SECONDS = 30.0
+"""A network disk may show a new file this late."""
 
 RESUMABLE_CHANGES = (
     "steps",
@@ -33,10 +37,12 @@ RESUMABLE_CHANGES = (
     "rollout.sync_timeout_seconds",
     "rollout.kv_cache_gib",
     "rollout.gpu_memory_utilization",
+    "rollout.threads",
     "parallel.timeout_seconds",
+    "parallel.threads",
 )
 """Settings that a resumed run may have other than its checkpoint: where it runs and how long it waits, not what it
-computes."""
+computes. Of a deterministic run the thread counts themselves are compared (`stages.determinism`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +55,37 @@ class ResumePoint:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, option: str = "--run-folder") -> Iterator[str]:
     """Make the folder and keep other runs out of it. The kernel frees it when this process ends, however it ends.
 
-    Raises ConfigError: another process holds it (which one is named), or it cannot be made.
+    Yields what the lock says of its holder. `option`: of the command line, by which another folder is given. Raises
+    ConfigError: another process holds it (which one is named), or it cannot be made.
     """
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_held(folder))
-            (folder / LOCK).write_text(f"{os.getpid()} on {socket.gethostname()}\n")
+            stack.enter_context(_held(folder, option))
+            holder = f"{os.getpid()} on {socket.gethostname()}\n"
+            (folder / LOCK).write_text(holder)
         except OSError as error:
-            raise ConfigError(f"run folder {folder} cannot be used: {error}; give another --run-folder") from error
-        yield
+            raise ConfigError(f"run folder {folder} cannot be used: {error}; give another {option}") from error
+        yield holder
+
+
+def check_shared(folder: Path, holder: str) -> None:
+    """Raises ConfigError where the folder that this rank sees is not the one that rank 0 has locked as `holder`.
+
+    Every rank writes its part of a checkpoint there.
+    """
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not (folder / LOCK).is_file() or (folder / LOCK).read_text() != holder:
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"run folder {folder} on {socket.gethostname()} is not the one that rank 0 has locked, process "
+                f"{holder.strip()}: on several nodes it must be on a disk that all of them share; give another "
+                "--run-folder"
+            )
+        time.sleep(0.2)
 
 
 def check_free(folder: Path) -> None:
@@ -72,14 +96,14 @@ def check_free(folder: Path) -> None:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _held(folder: Path, option: str = "--run-folder") -> Iterator[None]:
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         holder = (folder / LOCK).read_text().strip() or "unknown"
         raise ConfigError(
-            f"run folder {folder} is in use by process {holder}: wait for it, end it, or give another --run-folder"
+            f"run folder {folder} is in use by process {holder}: wait for it, end it, or give another {option}"
         ) from None
     try:
         yield

@@ -7,7 +7,8 @@
     -> record                                   RunRecorder.write        metrics.jsonl
 
 Every rank runs this file in lockstep. Leaders (tensor and pipeline rank 0 of each replica) generate and grade their
-share; each node's first rank feeds its servers' weights; rank 0 writes the run folder.
+share; each node's first rank starts servers, with their logs, and feeds them weights; rank 0 writes the rest of the run
+folder, but for the parts of a checkpoint, of which every rank writes its own.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pyrl.config import ConfigError, RunConfig
 from pyrl.data.cursor import PromptCursor
-from pyrl.data.prompts import load_prompts
+from pyrl.data.prompts import fingerprint, load_prompts
 from pyrl.learner.checkpoint import load_checkpoint, save_checkpoint
 from pyrl.learner.checkpoint_store import set_aside_from
 from pyrl.learner.learner import Learner
@@ -32,9 +33,10 @@ from pyrl.learner.model import plan_policy
 from pyrl.learner.parallel import Parallel, init_parallel
 from pyrl.reward.pool import RewardPool
 from pyrl.rollout.server import ServerPool
-from pyrl.run_folder import CHECKPOINTS, FINAL, ResumePoint, check_free, find_resume_point, locked
-from pyrl.stages.assignment import check_head_dim, check_servers
+from pyrl.run_folder import CHECKPOINTS, FINAL, ResumePoint, check_free, check_shared, find_resume_point, locked
+from pyrl.stages.assignment import check_head_dim, check_length, check_servers, check_shared_memory
 from pyrl.stages.collect import Collector
+from pyrl.stages.determinism import check_deterministic, check_part_counts, part_counts
 from pyrl.stages.engines import Engines
 from pyrl.stages.exchange import broadcast_from_rank_zero, gather_from_every_rank
 from pyrl.stages.improve import PolicyImprover
@@ -88,6 +90,8 @@ class Run:
     recorder: RunRecorder | None
     timers: Timers
     tokenizer: PreTrainedTokenizerBase
+    part_counts: dict[str, Any]
+    """Of `determinism.part_counts`."""
     step: int = 0
     """Rollout steps done; also the version of the current weights."""
     gradient_step: int = 0
@@ -100,13 +104,16 @@ class Run:
         their model while the learner loads its own.
         """
         parallel = init_parallel(config.parallel)
+        counts = part_counts(config, parallel)
         inputs = refuse_together(lambda: Inputs.read(config, parallel), parallel)
         refuse_together(lambda: check_free(folder) if parallel.rank == 0 else None, parallel)
-        refuse_together(lambda: inputs.resume_point(config, folder, parallel), parallel)
+        refuse_together(lambda: inputs.resume_point(config, folder, parallel, counts), parallel)
         pool = refuse_together(lambda: _start_graders(config, parallel, stack), parallel)
-        refuse_together(lambda: stack.enter_context(locked(folder)) if parallel.rank == 0 else None, parallel)
+        holder = refuse_together(lambda: stack.enter_context(locked(folder)) if parallel.rank == 0 else None, parallel)
+        holder = broadcast_from_rank_zero(holder, parallel)
+        refuse_together(lambda: check_shared(folder, holder), parallel)
         # Once more: until now another run could change the folder.
-        point = refuse_together(lambda: inputs.resume_point(config, folder, parallel), parallel)
+        point = refuse_together(lambda: inputs.resume_point(config, folder, parallel, counts), parallel)
         point = broadcast_from_rank_zero(point, parallel)
         tokenizer = inputs.tokenizer
         engines = stack.enter_context(Engines.start(config, parallel, folder, tokenizer.eos_token_id, servers))
@@ -129,6 +136,7 @@ class Run:
             recorder=stack.enter_context(RunRecorder(folder)) if parallel.rank == 0 else None,
             timers=timers,
             tokenizer=tokenizer,
+            part_counts=counts,
         )
         run._start_at(point)
         return run
@@ -188,6 +196,7 @@ class Run:
             "gradient_step": self.gradient_step,
             "cursor": self.cursor.state_dict(),
             "config": self.config.model_dump(mode="json"),
+            "part_counts": self.part_counts,
         }
         save_checkpoint(
             self.folder / CHECKPOINTS,
@@ -235,26 +244,38 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     prompts: list[Prompt]
     held_out: list[Prompt]
+    fingerprint: str
+    """Of `prompts`."""
 
     @classmethod
     def read(cls, config: RunConfig, parallel: Parallel) -> Inputs:
         """Raises ConfigError for a model, data or servers that this run could not use."""
         tokenizer = load_tokenizer(config.model.path)
         policy = plan_policy(config.model, parallel)
+        check_deterministic(config, parallel)
         check_servers(config, parallel)
+        check_shared_memory(config, parallel, policy.shape, policy.dtype)
         check_head_dim(config, parallel, policy.shape.head_dim)
+        check_length(config, policy.max_positions)
         held_out = load_prompts(config.data, tokenizer, validation=True) if config.data.validation_path else []
-        return cls(tokenizer, load_prompts(config.data, tokenizer), held_out)
+        prompts = load_prompts(config.data, tokenizer)
+        return cls(tokenizer, prompts, held_out, fingerprint(prompts))
 
     def cursor(self, config: RunConfig) -> PromptCursor:
         """Before the first prompt."""
-        return PromptCursor(len(self.prompts), seed=config.seed, shuffle=config.data.shuffle)
+        return PromptCursor(
+            len(self.prompts), seed=config.seed, shuffle=config.data.shuffle, fingerprint=self.fingerprint
+        )
 
-    def resume_point(self, config: RunConfig, folder: Path, parallel: Parallel) -> ResumePoint | None:
-        """As `find_resume_point`, on rank 0 alone; raises ConfigError for other prompts than the checkpoint's too."""
+    def resume_point(
+        self, config: RunConfig, folder: Path, parallel: Parallel, counts: dict[str, Any]
+    ) -> ResumePoint | None:
+        """As `find_resume_point`, on rank 0 alone; raises ConfigError for other prompts than the checkpoint's too, and
+        for other part `counts` where they matter."""
         point = find_resume_point(config, folder) if parallel.rank == 0 else None
         if point is not None:
             self.cursor(config).load_state_dict(point.state["cursor"])
+            check_part_counts(config, point.checkpoint, point.state, counts)
         return point
 
 

@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 import torch
 
+UID_POSITION_BITS = 24
+"""token uid = sample index << 24 | position in the response (`PackedBatch.token_uids`)."""
+
 StepRecord = dict[str, Any]
 """One line of `metrics.jsonl`: metric name -> number, list or None. Names and units: `pyrl.telemetry.names`."""
 

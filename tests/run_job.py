@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from pyrl.config import RunConfig, parse_config
 from pyrl.quickstart.model import write_model
@@ -38,7 +40,7 @@ class Job:
     config: RunConfig
     urls: tuple[str, ...]
     ranks: int = 1
-    """More than 1: under torchrun, data-parallel."""
+    """More than 1: under torchrun, data-parallel unless an override says otherwise."""
 
     def command(self, run_folder: Path, *overrides: str) -> list[str]:
         path = self.folder / f"job-{self.ranks}.yaml"
@@ -119,11 +121,21 @@ class Process:
         return killed
 
 
+def write_even_model(folder: Path) -> Path:
+    """The quickstart's model with 2 attention heads in place of 3, so that it can be split among tensor-parallel ranks;
+    its 1 kv head is then held twice."""
+    write_model(folder, seed=0)
+    config = Qwen2Config.from_pretrained(folder, num_attention_heads=2, head_dim=32)
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 @contextmanager
 def served_job(folder: Path, *, ranks: int = 1, **sections: Any) -> Iterator[Job]:
     """Task, settings (`sections` change them), a model that gets some answers right, and a server for each rank."""
     files = write_task(folder / "data", seed=0, train=400, validation=50, demonstrations=8000)
-    start = write_model(folder / "random", seed=0)
+    start = write_even_model(folder / "random")
     tree: dict[str, Any] = {
         "seed": 0,
         "steps": STEPS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -56,14 +57,15 @@ def test_resolved_config_round_trips(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer.learning_rate=1", r"optimizer\.learning_rate: unknown key; did you mean '(lr|clip_grad)'"),
+        ("optimizer.learning_rate=1", r"optimizer\.learning_rate: unknown key; known here: lr, betas, .*clip_grad"),
+        ("learning_rate=1", r"learning_rate: unknown key; known here: seed, steps, .*optimizer"),
         ("rollout.sample_per_prompt=4", r"rollout\.sample_per_prompt: unknown key; did you mean 'samples_per_prompt'"),
         ("stepz=4", r"stepz: unknown key; did you mean 'steps'"),
         ("rollout.dynamic_sampling.enable=true", r"rollout\.dynamic_sampling\.enable: unknown key.*'enabled'"),
         ("loss={name: kl_cov, kl_cov_ration: 0.1}", r"kl_cov_ration: unknown key; did you mean 'kl_cov_ratio'"),
     ],
 )
-def test_unknown_key_names_the_nearest(file: Path, override: str, message: str) -> None:
+def test_unknown_key_names_the_nearest_or_all_that_are_known(file: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(file, [override])
 
@@ -84,11 +86,31 @@ def test_unknown_key_names_the_nearest(file: Path, override: str, message: str) 
         ("loss={name: clip_cov, clip_cov_ratio: -0.1}", "clip_cov_ratio", "-0.1"),
         ("loss={name: ppo}", "loss", "'ppo'"),
         ("data=5", "data", "5"),
+        ("loss={name: clip_cov, clip_cov_ub: .inf}", "clip_cov_ub", "finite.*inf"),
+        ("loss={name: kl_cov, kl_cov_coef: .nan}", "kl_cov_coef", "finite.*nan"),
+        ("rollout.timeout_seconds=inf", "rollout.timeout_seconds", "finite.*inf"),
+        ("steps=true", "steps", "number.*True"),
+        ("optimizer.betas=[true, 0.9]", r"optimizer\.betas\.0", "number.*True"),
     ],
 )
 def test_wrong_type_and_bounds_name_field_and_value(file: Path, override: str, field: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"(?s){field}.*{value}"):
         load_config(file, [override])
+
+
+@pytest.mark.parametrize("loss", ["ppo_clip", "clip_higher", "clip_cov", "kl_cov"])
+def test_no_number_may_be_a_boolean(loss: str) -> None:
+    """pydantic reads true as 1, unless a field says otherwise."""
+    tree = REQUIRED | {"loss": {"name": loss}, "parallel": {"threads": 1}, "rollout": {"threads": 1}}
+    resolved = parse_config(tree).model_dump(mode="json")
+    resolved["model"]["padded_vocab_size"] = 128
+    numbers = [key for key, value in leaves(resolved) if type(value) in (int, float)]
+    assert len(numbers) > 40
+    for *sections, name in numbers:
+        changed = copy.deepcopy(resolved)
+        lookup(changed, sections)[name] = True
+        with pytest.raises(ConfigError, match=rf"{name}: .*wanted a number \(got True\)"):
+            parse_config(changed)
 
 
 @pytest.mark.parametrize(

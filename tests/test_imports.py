@@ -17,7 +17,7 @@ STAGES = {"data", "rollout", "reward", "algorithms", "learner", "weights", "stag
 ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"trainer", "quickstart", "doctor", "evaluation", "analysis", "weights"},
-    "quickstart": {"trainer", "analysis", "evaluation", *STAGES},
+    "quickstart": {"trainer", "run_folder", "analysis", "evaluation", *STAGES},
     "trainer": {"evaluation", "run_folder", *STAGES},
     "run_folder": {"learner"},
     "stages": {"ops", *STAGES},

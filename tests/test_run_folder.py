@@ -7,14 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pyrl import run_folder
 from pyrl.config import ConfigError, RunConfig, parse_config
 from pyrl.learner import checkpoint_store as store
-from pyrl.run_folder import changed_fields, check_free, find_resume_point, locked
+from pyrl.run_folder import changed_fields, check_free, check_shared, find_resume_point, locked
 
 
 def config(resume: str = "auto", **more: Any) -> RunConfig:
@@ -160,6 +162,28 @@ def test_the_lock_keeps_a_second_run_out_and_names_the_first(tmp_path: Path) -> 
     check_free(folder)
     with locked(folder):
         pass
+
+
+def test_a_rank_that_sees_another_folder_of_that_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "SHARED_SECONDS", 0.3)
+    with locked(tmp_path / "shared") as holder:
+        check_shared(tmp_path / "shared", holder)
+        for folder in ("another", "old"):  # a disk of its own; one on which a run began itself
+            if folder == "old":
+                (tmp_path / folder).mkdir()
+                (tmp_path / folder / "run.lock").write_text("77 on here\n")
+            message = rf"{folder} on .* process {holder.strip()}: on several nodes it must be on a disk that all of"
+            with pytest.raises(ConfigError, match=message):
+                check_shared(tmp_path / folder, holder)
+
+
+def test_a_shared_folder_may_show_the_lock_late(tmp_path: Path) -> None:
+    with locked(tmp_path) as holder:
+        (tmp_path / "run.lock").rename(tmp_path / "not-yet")
+        appears = threading.Timer(0.5, (tmp_path / "not-yet").rename, [tmp_path / "run.lock"])
+        appears.start()
+        check_shared(tmp_path, holder)
+        assert not (tmp_path / "not-yet").exists()  # it waited
 
 
 def test_looking_whether_a_folder_is_free_makes_nothing(tmp_path: Path) -> None:

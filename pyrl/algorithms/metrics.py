@@ -11,10 +11,8 @@ import torch
 import torch.distributed as dist
 
 from pyrl.algorithms.order_statistics import kth_largest
-from pyrl.types import PackedBatch, TokenScores
+from pyrl.types import UID_POSITION_BITS, PackedBatch, TokenScores
 
-UID_POSITION_BITS = 24
-"""token uid >> 24 is the sample (`PackedBatch.token_uids`)."""
 GAP_QUANTILE = 0.99
 
 
@@ -50,7 +48,7 @@ def add_up(parts: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tenso
 
 @dataclass(frozen=True, slots=True)
 class TokenStatistics:
-    """Of one rollout batch under the policy that generated it; None where there is no token to say it of."""
+    """Of the sequences that are trained on, under the policy that generated them; None where there is no token."""
 
     response_tokens: int
     entropy: float | None

@@ -25,14 +25,6 @@ class KthLargest:
     """Values over the group that are strictly larger."""
 
 
-def global_count(mask: torch.Tensor, group: dist.ProcessGroup | None) -> int:
-    """True entries of `mask` over the group. Collective."""
-    count = mask.sum()
-    if group is not None:
-        dist.all_reduce(count, group=group)
-    return int(count)
-
-
 def kth_largest(values: torch.Tensor, ranks: list[int], *, group: dist.ProcessGroup | None) -> list[KthLargest]:
     """For each k in `ranks` (from 1, at most the number of values over the group) the k-th largest value.
 

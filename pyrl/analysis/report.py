@@ -56,25 +56,24 @@ def write_report(
     runs: Mapping[str, Path | str],
     out_folder: Path | str,
     title: str,
-    summary_rows: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Path, Path]:
     """Write `report.html` and `report.png` into `out_folder`; returns their paths.
 
-    `runs`: label -> run folder, drawn in this order. `summary_rows`: a table for the top of the page, one mapping of
-    column -> text, number or None a row. The page needs no network and no other file. Errors: `records.load_run`.
+    `runs`: label -> run folder, drawn in this order. The page needs no network and no other file. Errors:
+    `records.load_run`.
     """
     loaded = load_runs(runs)
     out = Path(out_folder)
     out.mkdir(parents=True, exist_ok=True)
     html_path, png_path = out / "report.html", out / "report.png"
     temporary = html_path.with_name(html_path.name + ".tmp")
-    temporary.write_text(render_html(loaded, title, summary_rows), encoding="utf-8")
+    temporary.write_text(render_html(loaded, title), encoding="utf-8")
     temporary.replace(html_path)
     plots.write_png(loaded, png_path, title)
     return html_path, png_path
 
 
-def render_html(runs: Sequence[RunRecords], title: str, summary_rows: Sequence[Mapping[str, Any]] = ()) -> str:
+def render_html(runs: Sequence[RunRecords], title: str) -> str:
     """The page as text."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pyrl.analysis", "templates"),
@@ -87,8 +86,6 @@ def render_html(runs: Sequence[RunRecords], title: str, summary_rows: Sequence[M
     return environment.get_template("report.html.j2").render(
         title=title,
         runs=[{"label": run.label, "colour": i % len(plots.RUN_COLOURS)} for i, run in enumerate(runs)],
-        summary_columns=list(dict.fromkeys(column for row in summary_rows for column in row)),
-        summary_rows=summary_rows,
         charts=[(chart, Markup(plots.chart_svg(chart, runs))) for chart in plots.charts_with_data(runs)],
         phases=_phase_bars(runs),
         phase_colours=plots.PHASE_COLOURS,
@@ -140,6 +137,7 @@ def _facts(runs: Sequence[RunRecords]) -> dict[str, list[str]]:
         "Completions not judged": [_total(run, "verdicts_unjudged") for run in runs],
         "Groups failed": [_total(run, "groups_failed") for run in runs],
         "Groups dropped, rewards all equal": [_total(run, "groups_dropped_uniform") for run in runs],
+        "Groups dropped, none judged": [_total(run, "groups_dropped_unjudged") for run in runs],
         "Peak learner memory": [_memory(run) for run in runs],
     }
 

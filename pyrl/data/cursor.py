@@ -7,6 +7,14 @@ import torch
 from pyrl.config import ConfigError
 from pyrl.ops.counter import derive_seed, mix_uids
 
+_CHANGED = {
+    "num_prompts": "the number of prompts in data.path",
+    "prompts_sha256": "the content or the order of the prompts in data.path, or the tokenizer in model.path",
+    "seed": "seed",
+    "shuffle": "data.shuffle",
+}
+"""Field of a cursor's state -> what has changed when it has."""
+
 
 class PromptCursor:
     """Walks over the prompts epoch after epoch; where it stands is one number, `consumed`.
@@ -15,13 +23,17 @@ class PromptCursor:
     index). It is the same for every layout and library version, and any position can be reached directly.
     """
 
-    def __init__(self, num_prompts: int, *, seed: int, shuffle: bool) -> None:
-        """Raises ValueError for `num_prompts` below 1. Without `shuffle` every epoch is in file order."""
+    def __init__(self, num_prompts: int, *, seed: int, shuffle: bool, fingerprint: str = "") -> None:
+        """Raises ValueError for `num_prompts` below 1. Without `shuffle` every epoch is in file order.
+
+        `fingerprint`: of the prompts (`prompts.fingerprint`), for a cursor whose state is saved.
+        """
         if num_prompts < 1:
             raise ValueError(f"num_prompts: wanted at least 1, got {num_prompts}")
         self._num_prompts = num_prompts
         self._seed = seed
         self._shuffle = shuffle
+        self._fingerprint = fingerprint
         self._consumed = 0
         self._epoch: int | None = None
         self._order: list[int] = []
@@ -48,18 +60,24 @@ class PromptCursor:
             self._consumed += len(taken)
         return indices
 
-    def state_dict(self) -> dict[str, int | bool]:
+    def state_dict(self) -> dict[str, int | bool | str]:
         """What `load_state_dict` needs, JSON-serialisable."""
-        identity = {"num_prompts": self._num_prompts, "seed": self._seed, "shuffle": self._shuffle}
-        return identity | {"consumed": self._consumed}
+        return {
+            "num_prompts": self._num_prompts,
+            "prompts_sha256": self._fingerprint,
+            "seed": self._seed,
+            "shuffle": self._shuffle,
+            "consumed": self._consumed,
+        }
 
-    def load_state_dict(self, state: dict[str, int | bool]) -> None:
+    def load_state_dict(self, state: dict[str, int | bool | str]) -> None:
         """Go on where `state` was taken. Raises ConfigError when it belongs to other prompts, seed or order."""
-        for name, value in self.state_dict().items():
-            if name != "consumed" and state[name] != value:
+        now = self.state_dict()
+        for name, what in _CHANGED.items():
+            if state.get(name) != now[name]:
                 raise ConfigError(
-                    f"data cursor: {name} is {value} now and was {state[name]} when the checkpoint was written; resume "
-                    "with the same data and seed, or start a new run folder"
+                    f"{what} changed: {name} is {now[name]} now and was {state.get(name)} when the checkpoint was "
+                    "written; restore what it was, or start anew in another run folder"
                 )
         self._consumed = int(state["consumed"])
 

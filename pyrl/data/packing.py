@@ -16,12 +16,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from pyrl.types import PackedBatch, Sequence
+from pyrl.types import UID_POSITION_BITS, PackedBatch, Sequence
 
 T = TypeVar("T")
 
-UID_POSITION_BITS = 24
-"""token uid = sample_index << 24 | position in the response."""
 MAX_SAMPLE_INDEX = 2**39 - 1
 PADDING_TOKEN = 0
 """Any id inside the vocabulary will do: padding is a sequence of its own and carries no label."""

@@ -5,9 +5,10 @@ data_source (str), prompt (list of {role, content}), reward_model {ground_truth 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,14 @@ def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, vali
         path, len(found.prompts), found.rows, found.duplicates, found.overlong, config.max_prompt_tokens,
     )  # fmt: skip
     return found.prompts
+
+
+def fingerprint(prompts: Iterable[Prompt]) -> str:
+    """SHA-256 of what a run reads of the prompts, in their order: id, token ids and ground truth."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps([prompt.id, prompt.token_ids, prompt.ground_truth]).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def load_prompt_set(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, path: Path) -> PromptSet:

@@ -8,6 +8,7 @@ the job was joined.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch.distributed as dist
 
@@ -31,11 +32,12 @@ class RankBarrier:
         self._world_size = world_size
         self._round = 0
 
-    def wait(self, what: str, *, seconds: float, setting: str) -> None:
+    def wait(self, what: str, *, seconds: float, setting: str, check: Callable[[], None] | None = None) -> None:
         """Return once every rank is here.
 
         `what` says what is waited for; `setting` is the config field behind `seconds`, which is what the others have
-        for it. Raises RankWaitError, which names the ranks that are missing.
+        for it. `check` raises where waiting has become vain; it is asked at every look. Raises RankWaitError, which
+        names the ranks that are missing.
         """
         if self._store is None:
             return
@@ -46,6 +48,8 @@ class RankBarrier:
             here = self._store.add(f"here/{self._round}", 1)
             # Looks and sleeps, so that a signal is handled at once; a blocking wait would hold it back.
             while here < self._world_size:
+                if check is not None:
+                    check()
                 waited = time.monotonic() - started
                 if waited > seconds + GRACE_SECONDS:
                     late = [str(rank) for rank in range(self._world_size) if not self._arrived(rank)]

@@ -107,8 +107,9 @@ def publish(writing: Path, root: Path, manifest: Manifest, keep_last: int) -> Pa
     """Write the manifest, give the folder its final name, then drop the oldest beyond `keep_last`.
 
     The caller has synced every file of the manifest. Checkpoints of the same or a later step (the run was rewound) are
-    set aside.
+    set aside. Raises CheckpointError where a file is missing or of another size: some rank wrote it elsewhere.
     """
+    _check_here(writing, manifest)
     final = step_folder(root, manifest.step)
     document = {"format_version": FORMAT_VERSION, **asdict(manifest)}
     write_synced(writing / MANIFEST, json.dumps(document, indent=1, sort_keys=True).encode())
@@ -199,6 +200,18 @@ def hash_file(path: Path) -> FileRecord:
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return FileRecord(bytes=stream.tell(), sha256=digest)
+
+
+def _check_here(writing: Path, manifest: Manifest) -> None:
+    for name, record in manifest.files.items():
+        path = writing / name
+        size = path.stat().st_size if path.exists() else None
+        if size != record.bytes:
+            found = "is not there" if size is None else f"has {size} bytes instead of {record.bytes}"
+            raise CheckpointError(
+                f"{path} {found}, although a rank has written it: on several nodes the run folder must be on a disk "
+                "that all of them share"
+            )
 
 
 def _refusal(folder: Path, name: str, what: str) -> str:

@@ -174,6 +174,7 @@ class Learner:
                 batch.labels,
                 vocab_size=self.policy.shape.vocab_size,
                 group=self.parallel.tp_group if self.parallel.tp_size > 1 else None,
+                inplace_backward=True,  # nothing else reads the logits: the output layer keeps its input and weight
             )
             value, outputs = head(index, batch, logprobs, entropy)
             return value, torch.zeros((), dtype=torch.int, device=value.device), outputs

@@ -61,6 +61,7 @@ class PolicyPlan:
     shape: ModelShape
     padded_vocab_size: int
     max_positions: int
+    """Longest sequence, tokens."""
     attention: type[PackedAttention]
     inv_freq: torch.Tensor
     """fp32 [head_dim / 2]"""
@@ -83,7 +84,7 @@ def plan_policy(config: ModelConfig, parallel: Parallel) -> PolicyPlan:
     inv_freq, rope_scale = rope_frequencies(hf_config)
     attention = choose_attention(config.attention, parallel.device, dtype)
     check_hf_weights(shape, config.path)
-    return PolicyPlan(dtype, shape, padded, hf_config.max_position_embeddings, attention, inv_freq, rope_scale)
+    return PolicyPlan(dtype, shape, padded, max_positions(hf_config), attention, inv_freq, rope_scale)
 
 
 def build_policy(config: ModelConfig, parallel_config: ParallelConfig, parallel: Parallel) -> Policy:
@@ -128,6 +129,13 @@ def padded_vocab_size(vocab_size: int, tp_size: int, requested: int | None = Non
             f"model.padded_vocab_size {requested} is not divisible by parallel.tp {tp_size}: use a multiple, or null"
         )
     return requested
+
+
+def max_positions(hf_config: Any) -> int:
+    """The longest sequence, tokens: linear RoPE scaling comes on top of the config's number, llama3's is in it."""
+    parameters = hf_config.rope_parameters
+    factor = parameters["factor"] if parameters.get("rope_type") == "linear" else 1.0
+    return int(hf_config.max_position_embeddings * factor)
 
 
 def rope_frequencies(hf_config: Any) -> tuple[torch.Tensor, float]:

@@ -94,9 +94,10 @@ def make_rows(
 
 def write_rows(path: Path, name: str, size: int, seed: int, **options: Any) -> None:
     """`make_rows` as JSONL in the schema that `data.path` takes. The file appears when it is complete."""
+    rows = make_rows(name, size, seed, **options)
     aside = path.with_name(path.name + ".tmp")
     with aside.open("w", encoding="utf-8") as out:
-        for index, (prompt, truth) in enumerate(make_rows(name, size, seed, **options)):
+        for index, (prompt, truth) in enumerate(rows):
             row = {
                 "data_source": f"reasoning_gym:{name}",
                 "prompt": [{"role": "user", "content": prompt}],

@@ -16,6 +16,7 @@ import aiohttp
 from pyrl.rollout import vllm_adapter as vllm
 from pyrl.rollout.errors import Failure, PolicyVersionMismatch, Retryable, RolloutError
 from pyrl.rollout.frozen import FrozenQueue
+from pyrl.rollout.silence import SilenceDeadline
 from pyrl.types import Completion
 
 log = logging.getLogger("pyrl")
@@ -37,7 +38,7 @@ class GenerateRequest:
     token_ids: tuple[int, ...]
     samples: int
     seed: int
-    """Sample i is drawn with `seed` + i; see `request_seed`."""
+    """In [0, 2^62); sample i is drawn with `seed` + i."""
     max_tokens: int
     temperature: float = 1.0
     """0: greedy."""
@@ -52,26 +53,6 @@ class GroupResult:
     """In sample order; empty if the request failed."""
     error: str | None = None
     """Why it failed, the last try's reason."""
-
-
-def request_seed(run_seed: int, step: int, prompt: int, purpose: int = 0) -> int:
-    """The seed of one prompt's first sample, in [0, 2^62), from counters alone: no rank and no order enters.
-
-    `prompt` numbers the prompts of a step over all ranks and refills; `purpose` separates training from validation.
-    Two SplitMix64 rounds a counter; 2^62 + samples stays within vLLM's signed 64-bit seeds.
-    """
-    state = 0
-    for counter in (run_seed, step, prompt, purpose):
-        state = _mix64(_mix64(counter + 0x9E3779B97F4A7C15) ^ state)
-    return state >> 2
-
-
-def _mix64(x: int) -> int:
-    mask = (1 << 64) - 1
-    x &= mask
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-    return x ^ (x >> 31)
 
 
 class RolloutClient:
@@ -94,7 +75,8 @@ class RolloutClient:
         deterministic: bool = False,
         check_servers: Callable[[], None] | None = None,
     ) -> None:
-        """`check_servers` raises when the servers are given up (`ServerPool.raise_if_failed`); asked before a retry.
+        """`request_timeout`: seconds without an answer from a server after which the requests it has are tried again.
+        `check_servers` raises when the servers are given up (`ServerPool.raise_if_failed`); asked before a retry.
         `recovery_timeout`: seconds to wait, before a retry, for a server to be back with the expected weights; 0
         where nobody gives a restarted server its weights while the caller waits. `timeout`: deadline of `generate`,
         seconds, retries included."""
@@ -102,7 +84,7 @@ class RolloutClient:
             raise ValueError("urls is empty: a rollout client needs at least one vLLM server")
         self._urls = tuple(url.rstrip("/") for url in urls)
         self._stop_token_ids = tuple(stop_token_ids)
-        self._request_timeout = request_timeout
+        self._silence = {url: SilenceDeadline(request_timeout) for url in self._urls}
         self._max_retries = max_retries
         self._recovery_timeout = recovery_timeout
         self._timeout = timeout
@@ -267,18 +249,20 @@ class RolloutClient:
 
     async def _try(self, url: str, body: bytes, version: int | None) -> dict[str, Any] | Failure:
         address, headers = url + vllm.GENERATE, {"content-type": "application/json"}
-        timeout = aiohttp.ClientTimeout(total=self._request_timeout)
+        silence, no_limit = self._silence[url], aiohttp.ClientTimeout(total=None)
         try:
-            async with self._session.post(address, data=body, headers=headers, timeout=timeout) as response:
-                text = await response.read()
+            async with silence.running():
+                async with self._session.post(address, data=body, headers=headers, timeout=no_limit) as response:
+                    text = await response.read()
         except TimeoutError:
-            return Failure(f"{address} did not answer within {self._request_timeout:g} s")
+            return Failure(f"{url} answered no request for {silence.seconds:g} s (rollout.request_timeout_seconds)")
         except aiohttp.ClientError as error:
             return Failure(f"{address}: {str(error) or type(error).__name__}")
         if response.status >= 500:
             return Failure(f"{address} answered {response.status}: {text[:300].decode(errors='replace')}")
         if response.status != 200:
             raise RolloutError(f"{address} refused a request: {response.status}, {text[:500].decode(errors='replace')}")
+        silence.answered()
         try:
             payload = json.loads(text)
             if aborted := vllm.early_end(payload):

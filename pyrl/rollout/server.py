@@ -176,12 +176,18 @@ class ServerPool:
 
     @classmethod
     def start(
-        cls, config: RunConfig, model: Path, log_folder: Path, *, device: Literal["cpu", "cuda"] | None = None
+        cls,
+        config: RunConfig,
+        model: Path,
+        log_folder: Path,
+        *,
+        node: int | None = None,
+        device: Literal["cpu", "cuda"] | None = None,
     ) -> Self:
         """Launch `rollout.servers_per_node` servers on `model` and return at once; `wait_ready` waits for them.
 
-        Logs go to `log_folder/server*.log`. `device` None: CUDA where torch sees it. Raises ServerError where the
-        transport's plugin is not installed.
+        Logs go to `log_folder/server*.log`; `node`, the number of this one where there are several, becomes part of the
+        name. `device` None: CUDA where torch sees it. Raises ServerError where the transport's plugin is not installed.
         """
         rollout = config.rollout
         settings = ServerSettings(
@@ -199,24 +205,34 @@ class ServerPool:
             extra_args=rollout.extra_server_args,
         )
         return cls.from_settings(
-            settings, log_folder, count=rollout.servers_per_node, startup_timeout=rollout.startup_timeout_seconds
+            settings,
+            log_folder,
+            count=rollout.servers_per_node,
+            node=node,
+            startup_timeout=rollout.startup_timeout_seconds,
         )
 
     @classmethod
     def from_settings(
-        cls, settings: ServerSettings, log_folder: Path, *, count: int = 1, startup_timeout: float = 600.0
+        cls,
+        settings: ServerSettings,
+        log_folder: Path,
+        *,
+        count: int = 1,
+        node: int | None = None,
+        startup_timeout: float = 600.0,
     ) -> Self:
         """As `start`, from explicit settings."""
         _check_plugin(settings)
         servers = [
             VLLMServer(
-                name=f"server-{i}" if count > 1 else "server",
+                name=name,
                 command=lambda port: server_command(settings, port),
                 environment=server_environment(settings),
-                log_path=Path(log_folder) / (f"server-{i}.log" if count > 1 else "server.log"),
+                log_path=Path(log_folder) / f"{name}.log",
                 startup_timeout=startup_timeout,
             )
-            for i in range(count)
+            for name in _server_names(count, node)
         ]
         return cls(servers)
 
@@ -322,6 +338,12 @@ class ServerPool:
             f"vLLM {server.name} {what}. Last lines of {server.log_path}:\n{server.last_log_lines() or '  | (empty)'}"
         )
         server.state = "failed"
+
+
+def _server_names(count: int, node: int | None) -> list[str]:
+    """Unique among all servers of a run: their logs lie in one folder."""
+    stem = "server" if node is None else f"server-node{node}"
+    return [f"{stem}-{i}" for i in range(count)] if count > 1 else [stem]
 
 
 def _check_plugin(settings: ServerSettings) -> None:

@@ -12,11 +12,20 @@ from typing import Self
 
 from pyrl.rollout import guard
 
+SHARED_MEMORY = Path("/dev/shm")
 PREFIX, LOCK = "pyrl-", ".lock"
 
 
+def free_bytes() -> int | None:
+    """What shared memory has room for once abandoned folders are gone; None where there is none to write to."""
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        return None
+    remove_abandoned(SHARED_MEMORY)
+    return shutil.disk_usage(SHARED_MEMORY).free
+
+
 class SharedFolder:
-    """A new private folder in shared memory, or in the temporary folder where there is none.
+    """A new private folder in shared memory.
 
     It goes when it is closed and when this process ends, killed without warning included: a guard watches over it.
     Where the guard is killed too (a scheduler that ends everything at once), the next shared folder on the machine
@@ -24,12 +33,12 @@ class SharedFolder:
     """
 
     def __init__(self) -> None:
-        root = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
-        remove_abandoned(root)
-        new = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=root))
+        """Raises OSError where there is no shared memory (`free_bytes` is None)."""
+        remove_abandoned(SHARED_MEMORY)
+        new = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=SHARED_MEMORY))
         self._lock = (new / LOCK).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.path = new.rename(root / new.name.removeprefix("."))  # what can be found is locked
+        self.path = new.rename(SHARED_MEMORY / new.name.removeprefix("."))  # what can be found is locked
         self._guard = subprocess.Popen(
             guard.command_line(grace=0.0, folder=self.path),
             stdin=subprocess.DEVNULL,

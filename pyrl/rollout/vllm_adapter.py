@@ -119,14 +119,18 @@ def server_environment(settings: ServerSettings) -> dict[str, str]:
         # CUDA handles travel pickled over the loopback interface.
         environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     if settings.device == "cpu":
-        threads = settings.threads or len(os.sched_getaffinity(0))
-        environment |= {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        environment |= {"OMP_NUM_THREADS": str(server_threads(settings.threads)), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         # Spinning OMP threads would take the cores from the API server and the learner: 4 times the CPU time a step.
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if settings.tp == 1:
             # The engine then runs the model in its own process: one process less to import, one hop less a step.
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return environment
+
+
+def server_threads(setting: int | None) -> int:
+    """OMP threads of a CPU server: `rollout.threads`, or all cores this process may use."""
+    return setting or len(os.sched_getaffinity(0))
 
 
 def generate_body(

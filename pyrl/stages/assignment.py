@@ -7,13 +7,19 @@ rank knows it before a server is started.
 
 from __future__ import annotations
 
+import math
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from pyrl.config import ConfigError, RunConfig
 from pyrl.learner.parallel import Parallel
+from pyrl.rollout.shared_folder import SHARED_MEMORY, free_bytes
 from pyrl.rollout.vllm_adapter import CPU_HEAD_DIMS
+from pyrl.weights.families import ModelShape, hf_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,33 @@ def check_servers(config: RunConfig, parallel: Parallel) -> None:
         _check_shares(config, where, rollout.servers_per_node, len(nodes.leaders_on(node)), "raise it")
 
 
+def check_shared_memory(config: RunConfig, parallel: Parallel, shape: ModelShape, dtype: torch.dtype) -> None:
+    """Raises ConfigError, on a rank that would send weights through shared memory, where they would not fit there.
+
+    The old weights stay until every server has the new ones, so it must hold both.
+    """
+    sends = parallel.rank == 0 if config.rollout.urls else _starts_servers(parallel)
+    if config.rollout.transport != "shm" or not sends:
+        return
+    free = free_bytes()
+    if free is None:
+        raise ConfigError(
+            f"{SHARED_MEMORY} on {socket.gethostname()} is not there or cannot be written, and rollout.transport shm "
+            "sends the weights through it: mount a tmpfs there (docker: --shm-size=2g)"
+        )
+    wanted = 2 * dtype.itemsize * sum(math.prod(size) for _, size in hf_metadata(shape))
+    if free < wanted:
+        raise ConfigError(
+            f"{SHARED_MEMORY} on {socket.gethostname()} has {free / 2**20:.0f} MiB free, and rollout.transport shm "
+            f"needs {wanted / 2**20:.0f} MiB there, for the old and the new weights of model.path {config.model.path}: "
+            "enlarge it (mount -o remount,size=...; docker: --shm-size)"
+        )
+
+
+def _starts_servers(parallel: Parallel) -> bool:
+    return is_first_of_node() and bool(Nodes.of(parallel).leaders_on(node_of_this_rank()))
+
+
 def check_head_dim(config: RunConfig, parallel: Parallel, head_dim: int) -> None:
     """Raises ConfigError for a model that vLLM servers of this run would load but could not run."""
     if config.rollout.urls or parallel.device.type != "cpu" or head_dim in CPU_HEAD_DIMS:
@@ -83,6 +116,16 @@ def check_head_dim(config: RunConfig, parallel: Parallel, head_dim: int) -> None
         f"model.path {config.model.path}: vLLM has no CPU attention for its head dimension, {head_dim}; it has for "
         f"{', '.join(map(str, CPU_HEAD_DIMS))}. Use a model with one of those, or a GPU"
     )
+
+
+def check_length(config: RunConfig, max_positions: int) -> None:
+    """Raises ConfigError where the longest prompt with the longest response exceeds the model's positions."""
+    prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
+    if prompt + response > max_positions:
+        raise ConfigError(
+            f"data.max_prompt_tokens {prompt} + rollout.max_response_tokens {response} = {prompt + response} tokens "
+            f"exceed the {max_positions} positions of model.path {config.model.path}: lower one of them"
+        )
 
 
 def _check_shares(config: RunConfig, where: str, servers: int, leaders: int, remedy: str) -> None:

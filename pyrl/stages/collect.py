@@ -14,7 +14,7 @@ from pyrl.learner.parallel import Parallel
 from pyrl.reward.pool import RewardPool
 from pyrl.rollout.filters import keep_informative
 from pyrl.stages.engines import Engines, GenerationJob
-from pyrl.stages.exchange import gather_from_leaders, gather_to_rank_zero, share_of, wait_for_leaders
+from pyrl.stages.exchange import gather_from_leaders, gather_to_rank_zero, share_of
 from pyrl.telemetry.timers import Timers
 from pyrl.types import Prompt, RolloutGroup, StepRecord
 
@@ -29,6 +29,8 @@ class GroupFacts:
 
     holder: int
     """Data-parallel rank of that leader."""
+    source: str
+    """Of the prompt."""
     prompt_tokens: int
     response_tokens: tuple[int, ...]
     """Length of each response."""
@@ -44,6 +46,7 @@ class GroupFacts:
     def of(cls, group: RolloutGroup, *, holder: int, kept: bool) -> GroupFacts:
         return cls(
             holder=holder,
+            source=group.prompt.source,
             prompt_tokens=len(group.prompt.token_ids),
             response_tokens=tuple(len(c.token_ids) for c in group.completions),
             truncated=sum(c.finish_reason == "length" for c in group.completions),
@@ -83,8 +86,10 @@ class Collected:
         lengths = [n for f in self.facts for n in f.response_tokens]
         verdicts = Counter(outcome for f in self.facts for outcome in f.verdicts)
         kept = [f for f in self.facts if f.kept]
+        unjudged = sum(all(reward is None for reward in f.rewards) for f in self.facts)  # never kept
         return {
             "reward_mean": mean_reward(self.facts),
+            "reward_by_source": reward_by_source(self.facts),
             "reward_mean_kept": mean_reward(kept),
             "verdicts_right": verdicts["right"],
             "verdicts_wrong": verdicts["wrong"],
@@ -94,7 +99,8 @@ class Collected:
             "truncated_fraction": sum(f.truncated for f in self.facts) / len(lengths) if lengths else None,
             "response_tokens": sum(lengths),
             "groups_kept": len(kept),
-            "groups_dropped_uniform": len(self.facts) - len(kept),
+            "groups_dropped_uniform": len(self.facts) - len(kept) - unjudged,
+            "groups_dropped_unjudged": unjudged,
             "groups_failed": self.groups_failed,
             "refills": self.refills,
         }
@@ -104,6 +110,12 @@ def mean_reward(groups: list[GroupFacts]) -> float | None:
     """Mean over judged completions; None when there are none."""
     rewards = [r for g in groups for r in g.rewards if r is not None]
     return sum(rewards) / len(rewards) if rewards else None
+
+
+def reward_by_source(groups: list[GroupFacts]) -> dict[str, float | None]:
+    """`mean_reward` of the groups of each data source, sources in alphabetical order."""
+    sources = sorted({g.source for g in groups})
+    return {source: mean_reward([g for g in groups if g.source == source]) for source in sources}
 
 
 def has_verdict(group: RolloutGroup) -> bool:
@@ -182,7 +194,7 @@ class Collector:
         with self._timers.phase("reward"):
             if groups and self._pool is not None:
                 self._grade(groups)
-        wait_for_leaders(self._parallel, self._config.rollout.timeout_seconds, step)
+        self._engines.wait_for_leaders(step)
         return groups
 
     def share_facts(self, groups: list[RolloutGroup], *, informative_only: bool = False) -> list[GroupFacts]:

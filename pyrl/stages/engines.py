@@ -20,7 +20,8 @@ from pyrl.config import ConfigError, RunConfig
 from pyrl.data.packing import pack
 from pyrl.learner.learner import Learner
 from pyrl.learner.parallel import Parallel
-from pyrl.rollout.client import GenerateRequest, GroupResult, RolloutClient, request_seed
+from pyrl.ops.counter import derive_seed, mix
+from pyrl.rollout.client import GenerateRequest, GroupResult, RolloutClient
 from pyrl.rollout.control import EngineControl
 from pyrl.rollout.server import ServerPool
 from pyrl.stages.assignment import Nodes, is_first_of_node, node_of_this_rank, own_share
@@ -31,8 +32,6 @@ from pyrl.weights.families import hf_metadata
 from pyrl.weights.transfer import ShmWeightTransfer, WeightTransfer
 
 log = logging.getLogger("pyrl")
-
-PURPOSES = {"train": 0, "validation": 1}
 
 MAX_RESTORES = 3
 """Times that servers are given their weights again within one rollout; what fails then is dropped."""
@@ -48,6 +47,14 @@ class GenerationJob:
     step: int
     policy_version: int
     purpose: Literal["train", "validation"]
+
+
+def request_seed(run_seed: int, step: int, prompt: int, purpose: str) -> int:
+    """The seed of one prompt's first sample, in [0, 2^62): with a sample's index added it fits vLLM's signed 64 bits.
+
+    `prompt` numbers the prompts of a step over all ranks and refills; `purpose` separates training from validation.
+    """
+    return mix(derive_seed(run_seed, step=step, mini_batch=0, purpose=f"sampling_{purpose}"), prompt) >> 2
 
 
 class Engines:
@@ -76,13 +83,15 @@ class Engines:
             raise ConfigError("servers that already run in this process cannot be shared by several ranks")
         engines = cls(config, parallel, stop_token_id, servers)
         if servers is None and not config.rollout.urls and is_first_of_node():
-            if Nodes.of(parallel).leaders_on(node_of_this_rank()):
-                engines._pool = ServerPool.start(config, config.model.path, folder)
+            nodes, node = Nodes.of(parallel), node_of_this_rank()
+            if nodes.leaders_on(node):
+                named = node if nodes.count > 1 else None
+                engines._pool = ServerPool.start(config, config.model.path, folder, node=named)
                 engines._owns_pool = True
             else:
                 log.warning(
                     "node %d leads no replica, so no vLLM server is started there: give rollout.urls to use it for "
-                    "rollouts", node_of_this_rank()
+                    "rollouts", node
                 )  # fmt: skip
         return engines
 
@@ -149,15 +158,24 @@ class Engines:
             if result.error is None
         ]
 
+    def wait_for_leaders(self, step: int) -> None:
+        """Return when every leader has generated and graded. Collective.
+
+        Other ranks ask the servers that this one watches over, and would wait for one that was given up until it is
+        late: raises ServerError then. The job ends with its first rank that fails.
+        """
+        check = self._pool.raise_if_failed if self._pool is not None else None
+        wait_for_leaders(self._parallel, self._config.rollout.timeout_seconds, step, check)
+
     def _ask(self, job: GenerationJob, prompts: list[tuple[int, Prompt]]) -> list[GroupResult]:
         if self._client is None or not prompts:
             return []
-        rollout, purpose = self._config.rollout, PURPOSES[job.purpose]
+        rollout = self._config.rollout
         requests = [
             GenerateRequest(
                 token_ids=prompt.token_ids,
                 samples=job.samples,
-                seed=request_seed(self._config.seed, job.step, number, purpose),
+                seed=request_seed(self._config.seed, job.step, number, job.purpose),
                 max_tokens=rollout.max_response_tokens,
                 temperature=rollout.temperature,
                 top_p=rollout.top_p,
@@ -168,7 +186,7 @@ class Engines:
 
     def _restored(self, job: GenerationJob, failed: bool) -> bool:
         """Whether, after requests of some leader `failed`, a server lacked the policy's weights and holds them now."""
-        wait_for_leaders(self._parallel, self._config.rollout.timeout_seconds, job.step)
+        self.wait_for_leaders(job.step)
         if not any(gather_from_every_rank(failed, self._parallel)) or self._transfer.all_hold(job.policy_version):
             return False
         log.warning("a vLLM server was restarted: all are given weights of version %d again", job.policy_version)

@@ -6,7 +6,7 @@ every rank has planned, from the facts, which replica trains on which sequence; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,14 +30,17 @@ def share_of(items: list[T], parallel: Parallel) -> list[T]:
     return items[start:end]
 
 
-def wait_for_leaders(parallel: Parallel, seconds: float, step: int) -> None:
+def wait_for_leaders(
+    parallel: Parallel, seconds: float, step: int, check: Callable[[], None] | None = None
+) -> None:
     """Return when every leader has generated and graded; `seconds`: `rollout.timeout_seconds`. Collective.
 
-    A rollout may take longer than a collective may. Raises RankWaitError, naming the ranks that are late.
+    A rollout may take longer than a collective may. Raises RankWaitError, naming the ranks that are late, and what
+    `check` raises (`RankBarrier.wait`).
     """
     if parallel.world_size > 1:
         what = f"the leaders to generate and grade the responses of step {step}"
-        parallel.barrier.wait(what, seconds=seconds, setting="rollout.timeout_seconds")
+        parallel.barrier.wait(what, seconds=seconds, setting="rollout.timeout_seconds", check=check)
 
 
 def gather_from_leaders(items: list[T] | None, parallel: Parallel) -> list[T]:

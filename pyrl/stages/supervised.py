@@ -19,6 +19,9 @@ from pyrl.learner.learner import Learner
 from pyrl.learner.parallel import Parallel
 from pyrl.types import PackedBatch, Sequence
 
+LOSS_WINDOW = 20
+"""Updates whose mean loss is compared with a target."""
+
 
 def load_demonstrations(path: Path, tokenizer: PreTrainedTokenizerBase, *, template: str) -> list[Sequence]:
     """Demonstrations from JSONL with `prompt` and `response` texts; the stop token is added to each response.
@@ -56,14 +59,16 @@ def fine_tune(
     batch_size: int,
     max_tokens: int,
     seed: int,
+    target_loss: float | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> float:
     """`steps` updates on batches drawn in a seeded order; returns the last loss, nats a token. Collective.
 
-    The learning rate is the learner's. `on_step(step, loss)` is called after each update.
+    It ends earlier when the mean loss of the last `LOSS_WINDOW` updates is `target_loss` or less. The learning rate is
+    the learner's. `on_step(step, loss)` is called after each update.
     """
     cursor = PromptCursor(len(demonstrations), seed=seed, shuffle=True)
-    loss = float("nan")
+    losses: list[float] = []
     for step in range(1, steps + 1):
         drawn = [demonstrations[i] for i in cursor.next(batch_size)]
         batch = [replace(sequence, sample_index=i) for i, sequence in enumerate(drawn)]
@@ -81,6 +86,9 @@ def fine_tune(
         result = learner.update(packed, negative_logprob)
         total = torch.stack([o["loss"].double() for o in result.outputs]).sum()
         torch.distributed.all_reduce(total, group=parallel.dp_group)
-        loss = float(total)
-        on_step(step, loss)
-    return loss
+        losses.append(float(total))
+        on_step(step, losses[-1])
+        recent = losses[-LOSS_WINDOW:]
+        if target_loss is not None and len(recent) == LOSS_WINDOW and sum(recent) / LOSS_WINDOW <= target_loss:
+            break
+    return losses[-1]

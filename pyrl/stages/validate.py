@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyrl.config import ValidationConfig
-from pyrl.stages.collect import Collector, mean_reward
+from pyrl.stages.collect import Collector, mean_reward, reward_by_source
 from pyrl.telemetry.timers import Timers
 from pyrl.types import Prompt, StepRecord
 
@@ -26,6 +26,7 @@ class Validator:
         judged = sum(r is not None for r in rewards)
         return {
             "validation_reward_mean": mean_reward(groups),
+            "validation_reward_by_source": reward_by_source(groups),
             "validation_n": judged,
             "validation_unjudged": len(rewards) - judged,
         }

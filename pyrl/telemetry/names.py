@@ -69,12 +69,13 @@ METRICS: dict[str, Metric] = {
     "validation_unjudged": Metric("reward", "count", "Held-out completions that could not be judged.", "integer",
                                   contract=False),
     # policy
-    "entropy": Metric("policy", "nats", "Full-vocabulary entropy at temperature 1, mean over the response tokens of "
-                      "the rollout batch, under the generating policy."),
+    "entropy": Metric("policy", "nats", "Full-vocabulary entropy at temperature 1 under the generating policy, mean "
+                      "over the response tokens that are trained on: all of the rollout batch but groups that dynamic "
+                      "sampling dropped and responses without a verdict."),
     "entropy_response_mean": Metric("policy", "nats", "The same, as the mean of the responses' means (eq. 5 of "
                                     "arXiv 2505.22617)."),
-    "logprob_gap_mean": Metric("policy", "nats", "|rollout log-prob - learner log-prob| of a response token under the "
-                               "same weights, mean."),
+    "logprob_gap_mean": Metric("policy", "nats", "|rollout log-prob - learner log-prob| under the same weights, mean "
+                               "over the same tokens."),
     "logprob_gap_p99": Metric("policy", "nats", "The same gap, 99th percentile."),
     "logprob_gap_max": Metric("policy", "nats", "The same gap, maximum."),
     # covariance and selection
@@ -112,6 +113,8 @@ METRICS: dict[str, Metric] = {
     "groups_kept": Metric("rollout", "count", "Groups that reached the learner.", "integer"),
     "groups_dropped_uniform": Metric("rollout", "count", "Groups dropped by dynamic sampling: all rewards equal.",
                                      "integer"),
+    "groups_dropped_unjudged": Metric("rollout", "count", "Groups dropped because no response could be judged.",
+                                      "integer"),
     "groups_failed": Metric("rollout", "count", "Groups dropped because a request failed after every retry.",
                             "integer"),
     "refills": Metric("rollout", "count", "Further rounds of sampling that replaced dropped groups.", "integer"),

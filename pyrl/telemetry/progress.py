@@ -76,11 +76,6 @@ class StepProgress:
         elif self._enabled and (step in (self._first, self.total) or step % self._every == 0):
             self._print(f"{self.title}  step {step}/{self.total}  {facts}")
 
-    def note(self, text: str) -> None:
-        """Print a line above the bar."""
-        if self._enabled:
-            self._print(text)
-
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         self._console.file.flush()  # a CI log is a pipe: without this, lines appear in blocks of 8 KiB

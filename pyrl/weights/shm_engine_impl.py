@@ -12,7 +12,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 
@@ -78,11 +78,14 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         """Pack the output layer anew where it shares the embedding's weight.
 
         Nothing is loaded under its own name then, so the reload leaves alone the copy that the CPU backend had packed
-        of the old weight, and generation would go on with it.
+        of the old weight, and generation would go on with it. A head with a weight of its own was loaded and packed.
         """
-        for layer in self.model.modules():
-            if isinstance(layer, ParallelLMHead):
-                layer.quant_method.process_weights_after_loading(layer)
+        layers = list(self.model.modules())
+        heads = [layer for layer in layers if isinstance(layer, ParallelLMHead)]
+        embeddings = [e for e in layers if isinstance(e, VocabParallelEmbedding) and not isinstance(e, ParallelLMHead)]
+        for head in heads:
+            if any(head.weight is embedding.weight for embedding in embeddings):
+                head.quant_method.process_weights_after_loading(head)
 
     def shutdown(self) -> None:
         """Holds no resource between calls."""

@@ -1,6 +1,7 @@
 """Learner -> vLLM: one small interface over three transports.
 
-    shm   safetensors in shared memory, read by the engine of `shm_engine`  (CPU; learner and server on one node)
+    shm   safetensors in shared memory, read by the engine of `shm_engine`  (CPU; learner and server on one node);
+          while a sync lasts, both the old and the new weights lie there
     ipc   vLLM's CUDA IPC engine                                            (server on the learner's GPUs)
     nccl  vLLM's NCCL engine                                                (server on other GPUs)
 

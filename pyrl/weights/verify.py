@@ -103,23 +103,21 @@ def _digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
 
 
-def check_checksums(control: EngineControl, expected: dict[str, str], *, packed: bool = False) -> int:
+def check_checksums(control: EngineControl, expected: dict[str, str]) -> int:
     """Compare a server's weight checker with `expected_checksums`; returns how many parameters were compared.
 
-    `packed`: the backend keeps only some parameters as sent (CPU: linear weights are packed away), so only embeddings
-    and norms are compared. Raises WeightMismatch naming the first parameter that differs, ValueError for a server with
-    tp > 1, whose shards this does not know.
+    Raises WeightMismatch naming the first parameter that differs, ValueError for a server with tp > 1, whose shards
+    this does not know.
     """
     held = control.checksums()
     prefixes = {key.rpartition(":")[0] for key in held}
     if len(prefixes) != 1:
         raise ValueError(f"{control.url} has {len(prefixes)} workers: checksums are compared for tp = 1 only")
     held = {key.rpartition(":")[2]: digest for key, digest in held.items()}
-    names = [n for n in expected if not packed or "embed_tokens" in n or "norm" in n]
-    missing = [name for name in names if name not in held]
-    if missing or not names:
-        raise WeightMismatch(f"{control.url} holds no parameter {missing[:3]} of {len(names)} that were sent")
-    wrong = [name for name in names if held[name] != expected[name]]
+    missing = [name for name in expected if name not in held]
+    if missing or not expected:
+        raise WeightMismatch(f"{control.url} holds no parameter {missing[:3]} of {len(expected)} that were sent")
+    wrong = [name for name in expected if held[name] != expected[name]]
     if wrong:
-        raise WeightMismatch(f"{control.url}: {len(wrong)} of {len(names)} parameters differ, first {wrong[0]!r}")
-    return len(names)
+        raise WeightMismatch(f"{control.url}: {len(wrong)} of {len(expected)} parameters differ, first {wrong[0]!r}")
+    return len(expected)

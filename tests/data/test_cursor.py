@@ -53,9 +53,18 @@ def test_the_order_is_pinned():
     assert PromptCursor(8, seed=7, shuffle=True).next(8) == PINNED
 
 
-@pytest.mark.parametrize("other", [{"num_prompts": 9}, {"seed": 4}, {"shuffle": False}])
-def test_a_cursor_of_other_data_is_refused(other):
-    state = PromptCursor(8, seed=3, shuffle=True).state_dict()
-    arguments = {"num_prompts": 8, "seed": 3, "shuffle": True} | other
-    with pytest.raises(ConfigError, match=next(iter(other))):
-        PromptCursor(arguments.pop("num_prompts"), **arguments).load_state_dict(state)
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"num_prompts": 9}, r"number of prompts in data\.path changed: num_prompts is 9 now and was 8 when"),
+        ({"seed": 4}, "seed changed: seed is 4 now and was 3 when"),
+        ({"shuffle": False}, r"data\.shuffle changed: shuffle is False now and was True when"),
+        ({"fingerprint": "b2"}, r"order of the prompts in data\.path, .* changed: prompts_sha256 is b2 now and was a1"),
+    ],
+)
+def test_a_cursor_of_other_data_is_refused(other, message):
+    arguments = {"num_prompts": 8, "seed": 3, "shuffle": True, "fingerprint": "a1"}
+    state = json.loads(json.dumps(PromptCursor(**arguments).state_dict()))
+    PromptCursor(**arguments).load_state_dict(state)
+    with pytest.raises(ConfigError, match=rf"(?s){message}.*restore what it was, or start anew"):
+        PromptCursor(**arguments | other).load_state_dict(state)

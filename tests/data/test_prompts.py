@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pyrl.config import ConfigError, DataConfig
-from pyrl.data.prompts import load_prompt_set, load_prompts
+from pyrl.data.prompts import fingerprint, load_prompt_set, load_prompts
+from pyrl.types import Prompt
 
 from .conftest import row, word_tokenizer, write
 
@@ -42,6 +43,20 @@ def test_validation_prompts_come_from_their_own_path(tmp_path, tokenizer):
     assert [tokenizer.decode(p.token_ids) for p in load_prompts(config, tokenizer, validation=True)] == ["b?"]
     with pytest.raises(ConfigError, match="validation_path"):
         load_prompts(DataConfig(path=train, template="plain"), tokenizer, validation=True)
+
+
+def test_a_fingerprint_is_of_everything_a_run_reads_and_of_the_order():
+    first, second = Prompt("a/0", (1, 23), "4", "a"), Prompt("a/1", (5,), "6", "a")
+    others = [
+        [second, first],
+        [first],
+        [first, second, second],
+        [Prompt("a/2", (1, 23), "4", "a"), second],
+        [Prompt("a/0", (12, 3), "4", "a"), second],
+        [Prompt("a/0", (1, 23), "5", "a"), second],
+    ]
+    assert fingerprint([first, second]) == fingerprint([Prompt("a/0", (1, 23), "4", "a"), second])
+    assert len({fingerprint(prompts) for prompts in [[first, second], *others]}) == 1 + len(others)
 
 
 @SUFFIXES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from pyrl.config import ConfigError
 from pyrl.quickstart import run as quickstart
+from pyrl.run_folder import LOCK
 from tests.run_job import rows
 
 CONFIG = Path("configs/quickstart.yaml")
@@ -66,15 +68,37 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.fixture
+def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart, "train_and_compare", lambda configs, folder: (folder / "grpo").mkdir())
+
+
+@pytest.mark.usefixtures("without_training")
 def test_an_earlier_quickstart_makes_room(tmp_path: Path) -> None:
-    quickstart.clear(tmp_path)
-    (tmp_path / "grpo").mkdir()
-    quickstart.clear(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [quickstart.MARKER]
+    for _ in range(2):
+        quickstart.run_quickstart(tmp_path, CONFIG, FEW)
+        assert sorted(p.name for p in tmp_path.iterdir()) == [quickstart.MARKER, "grpo", LOCK]
+        (tmp_path / "report.html").write_text("yesterday's")
+        (tmp_path / "grpo" / "metrics.jsonl").write_text("{}")
 
 
+def test_a_running_quickstart_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one is refused while the first works, and changes nothing."""
+
+    def work(configs: dict, folder: Path) -> None:
+        (folder / "grpo").mkdir()
+        with pytest.raises(ConfigError, match=rf"{folder} is in use by process {os.getpid()} .*give another --folder"):
+            quickstart.run_quickstart(folder, CONFIG, FEW)
+        assert sorted(p.name for p in folder.iterdir()) == [quickstart.MARKER, "grpo", LOCK]
+
+    monkeypatch.setattr(quickstart, "train_and_compare", work)
+    quickstart.run_quickstart(tmp_path / "new", CONFIG, FEW)
+    assert (tmp_path / "new" / "grpo").exists()
+
+
+@pytest.mark.usefixtures("without_training")
 def test_bad_settings_are_refused_before_the_folder_is_emptied(tmp_path: Path) -> None:
-    quickstart.clear(tmp_path)
+    quickstart.run_quickstart(tmp_path, CONFIG, FEW)
     (tmp_path / "report.html").write_text("yesterday's")
     with pytest.raises(ConfigError, match="`pyrl quickstart` sets it itself"):
         quickstart.run_quickstart(tmp_path, CONFIG, ["model.path=elsewhere"])

@@ -12,14 +12,17 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from pyrl.config import ConfigError, RunConfig, parse_config
+from pyrl.data.cursor import PromptCursor
+from pyrl.data.prompts import fingerprint, load_prompts
 from pyrl.learner import checkpoint_store as store
 from pyrl.learner.parallel import destroy_parallel
 from pyrl.quickstart.model import write_model
 from pyrl.run_folder import locked
-from pyrl.trainer import train
+from pyrl.trainer import load_tokenizer, train
 from tests.ops.gloo import run_on_ranks
 
 PROMPTS = 6
@@ -65,7 +68,20 @@ def write_prompts(folder: Path, count: int) -> None:
     with (folder / "train.jsonl").open("w") as file:
         for i in range(count):
             prompt, truth = [{"role": "user", "content": f"{i}2>3:"}], {"ground_truth": "1"}
-            print(json.dumps({"data_source": "toy", "prompt": prompt, "reward_model": truth}), file=file)
+            row = {"data_source": "toy", "prompt": prompt, "reward_model": truth, "extra_info": {"index": i}}
+            print(json.dumps(row), file=file)
+
+
+def edit_line(folder: Path, number: int, old: str, new: str) -> None:
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    assert old in lines[number]
+    lines[number] = lines[number].replace(old, new)
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def reverse_lines(folder: Path) -> None:
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    (folder / "train.jsonl").write_text("\n".join(reversed(lines)) + "\n")
 
 
 def settings(place: Path, **sections: Any) -> RunConfig:
@@ -80,11 +96,13 @@ def settings(place: Path, **sections: Any) -> RunConfig:
     return parse_config(tree)
 
 
-def save(place: Path, step: int, **changes: Any) -> Path:
-    """A checkpoint of the run that `settings(place)` describes, without weights."""
+def save(place: Path, step: int, threads: int = 0, **changes: Any) -> Path:
+    """A checkpoint of the run that `settings(place)` describes, without weights. `threads`: of its rank; 0: as here."""
     root, config = place / "run" / "checkpoints", settings(place).model_dump(mode="json")
-    cursor = {"num_prompts": PROMPTS, "seed": 0, "shuffle": True, "consumed": 4}
-    state = {"step": step, "gradient_step": step, "cursor": cursor, "config": config | changes}
+    prompts = load_prompts(settings(place).data, load_tokenizer(place / "model"))
+    cursor = PromptCursor(PROMPTS, seed=0, shuffle=True, fingerprint=fingerprint(prompts)).state_dict()
+    counts = {"ranks": 1, "parallel.threads": [threads or torch.get_num_threads()], "rollout.threads": None}
+    state = {"step": step, "gradient_step": step, "cursor": cursor, "config": config | changes, "part_counts": counts}
     writing = store.begin(root, step)
     store.write_synced(writing / store.TRAINER_STATE, store.encode_trainer_state(state))
     store.write_synced(writing / "weights.bin", b"w" * 100)
@@ -114,6 +132,8 @@ MODELS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "bf16 on a CPU": (lambda p: None, {"model": {"dtype": "bf16"}}, "model.dtype 'bf16' needs CUDA"),
     "a CUDA attention": (lambda p: None, {"model": {"attention": "torch_varlen"}}, "'torch_varlen' needs CUDA"),
     "a small padded vocabulary": (lambda p: None, {"model": {"padded_vocab_size": 31}}, "padded_vocab_size 31 is smal"),
+    "a length": (lambda p: None, {"rollout": {"max_response_tokens": 57}},
+                 r"max_prompt_tokens 8 \+ rollout.max_response_tokens 57 = 65 tokens exceed the 64 positions of model"),
     "too few ranks": (lambda p: None, {"parallel": {"tp": 2}}, "world size 1 is not divisible by parallel.tp 2"),
     "an architecture": (lambda p: edit_config(p / "model", architectures=["GPT2"]), {}, "'GPT2' is not supported"),
     "RoPE": (lambda p: edit_config(p / "model", rope_parameters=YARN), {}, "RoPE scaling 'yarn'"),
@@ -137,7 +157,11 @@ def test_a_model_that_cannot_be_built(place: Path, started: list, case: str) -> 
 
 RESUMES: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "other settings": (lambda p: None, {"optimizer": {"lr": 0.5}}, r"other settings of optimizer\.lr: "),
-    "other prompts": (lambda p: write_prompts(p, PROMPTS + 1), {}, "num_prompts is 7 now and was 6"),
+    "more prompts": (lambda p: write_prompts(p, PROMPTS + 1), {}, "num_prompts is 7 now and was 6"),
+    "other threads": (lambda p: save(p, 2, threads=99, deterministic=True), {"deterministic": True},
+                      "written with 99 CPU threads a rank, this run has .*set parallel.threads"),
+    "other prompts": (lambda p: edit_line(p, 0, '"1"', '"2"'), {}, "content or the order of the prompts in data.path"),
+    "another order": (lambda p: reverse_lines(p), {}, "content or the order of the prompts in data.path"),
     "no such checkpoint": (lambda p: (p / "run").rename(p / "aside"), {"checkpoint": {"resume": "nowhere"}}, "nowhere"),
     "a missing file": (lambda p: (p / "run/checkpoints/step_000002/weights.bin").unlink(), {}, "weights.bin is miss"),
     "a cut file": (lambda p: os.truncate(p / "run/checkpoints/step_000002/weights.bin", 9), {}, "has 9 bytes"),

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen2ForCausalLM
 
-from pyrl.rollout.client import GenerateRequest, RolloutClient, request_seed
+from pyrl.rollout.client import GenerateRequest, RolloutClient
 from pyrl.rollout.control import EngineCallError, EngineControl
 from pyrl.rollout.errors import PolicyVersionMismatch, RolloutError
 from pyrl.rollout.server import ServerError, ServerPool
@@ -49,7 +49,7 @@ def hf_weights(model: Qwen2ForCausalLM) -> list[tuple[str, torch.Tensor]]:
 
 def requests(count: int = 6, samples: int = 4, max_tokens: int = 8, step: int = 0) -> list[GenerateRequest]:
     return [
-        GenerateRequest(tuple(range(2 + i, 8 + 2 * i)), samples, request_seed(7, step, i), max_tokens)
+        GenerateRequest(tuple(range(2 + i, 8 + 2 * i)), samples, 10_000 * step + 100 * i, max_tokens)
         for i in range(count)
     ]
 
@@ -125,15 +125,20 @@ def test_probe_logprobs_follow_a_sync_and_only_a_sync(
     check_logprobs(probe_logprobs(client, PROBES), want_new, tolerance=LOGPROB_TOLERANCE["fp32"], version=1)
 
 
+def not_packed(checksums: dict[str, str]) -> dict[str, str]:
+    """Those of the parameters that vLLM's CPU backend keeps as they were sent."""
+    return {name: digest for name, digest in checksums.items() if "embed_tokens" in name or "norm" in name}
+
+
 def test_checksums_of_what_the_cpu_backend_keeps(served: Served, transfer: ShmWeightTransfer, tmp_path: Path) -> None:
     weights = hf_weights(make_tiny_model(tmp_path / "other", seed=2))
     transfer.sync(weights, version=5)
     expected = expected_checksums(weights, torch.float32)
     with EngineControl(served.url) as control:
         assert set(control.checksums()) == {f"dp0:pp0:pcp0:tp0:{name}" for name in expected}
-        assert check_checksums(control, expected, packed=True) == 6  # embedding, two norms a layer, final norm
+        assert check_checksums(control, not_packed(expected)) == 6  # embedding, two norms a layer, final norm
         with pytest.raises(WeightMismatch, match="embed_tokens"):
-            check_checksums(control, expected_checksums(hf_weights(served.model), torch.float32), packed=True)
+            check_checksums(control, not_packed(expected_checksums(hf_weights(served.model), torch.float32)))
 
 
 def test_wrong_version_stops(served: Served, client: RolloutClient, transfer: ShmWeightTransfer) -> None:

@@ -3,101 +3,20 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
-import httpx
-import psutil
 import pytest
 
-from tests.rollout.processes import alive, wait_for
-from tests.run_job import DEADLINE_SECONDS, STEPS, Job, Process, differences, rows
+from tests.integration.killing import check_records, disturb
+from tests.run_job import Job
 
 pytestmark = pytest.mark.slow
-KILLED_AFTER = 2
-"""The server is killed in the first step after so many in which it is seen at work, which is not the last."""
-
-
-def server_below(pid: int, port: str = "") -> psutil.Process | None:
-    """The process of `python -m vllm.entrypoints.openai.api_server`, not its guard."""
-    for process in psutil.Process(pid).children(recursive=True):
-        command = process.cmdline()
-        if command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"] and port in ("", port_of(process)):
-            return process
-    return None
-
-
-def port_of(server: psutil.Process) -> str:
-    command = server.cmdline()
-    return command[command.index("--port") + 1]
-
-
-def steps_done(run_folder: Path) -> int:
-    metrics = run_folder / "metrics.jsonl"
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-
-
-def kill_with_requests_in_flight(server: psutil.Process, http: httpx.Client, run_folder: Path) -> list[psutil.Process]:
-    """The server and its children, of which the server is killed as soon as the step has begun to generate."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while steps_done(run_folder) < KILLED_AFTER or http.get("/load").json()["server_load"] == 0:
-        assert time.monotonic() < deadline, "no request was in flight"
-    family = [server, *server.children(recursive=True)]
-    server.kill()
-    return family
-
-
-def first_version_after_the_model_folders(http: httpx.Client) -> str:
-    """What the restarted server says of its weights once it was given any."""
-
-    def given() -> str | None:
-        try:
-            version = http.get("/weight_info").json()["weight_version"]
-        except httpx.TransportError:
-            return None
-        return None if version == "default" else version
-
-    return str(wait_for(given, DEADLINE_SECONDS))
-
-
-def disturb(run: Process, run_folder: Path, server_owner: int, port: str = "") -> int:
-    """Kill the server in a step and see it come back with the policy of that step; returns its version."""
-    try:
-        server = wait_for(lambda: server_below(server_owner, port), DEADLINE_SECONDS)
-        assert run.wait_until(lambda _: steps_done(run_folder) >= KILLED_AFTER), run.log()
-        with httpx.Client(base_url=f"http://127.0.0.1:{port_of(server)}", trust_env=False, timeout=30.0) as http:
-            killed = kill_with_requests_in_flight(server, http, run_folder)
-            version = steps_done(run_folder)
-            assert KILLED_AFTER <= version < STEPS - 1
-            assert first_version_after_the_model_folders(http) == str(version)
-        assert steps_done(run_folder) == version
-        assert run.launcher.wait(DEADLINE_SECONDS) == 0, run.log()
-        assert alive(killed) == []
-        return version
-    finally:
-        run.kill()
-
-
-def check_records(run_folder: Path, unbroken: Path) -> None:
-    recorded = rows(run_folder)
-    assert [row["step"] for row in recorded] == list(range(1, STEPS + 1))
-    assert [row["policy_version"] for row in recorded] == list(range(STEPS))
-    assert all(row["groups_failed"] == 0 and row["verdicts_unjudged"] == 0 for row in recorded)
-    assert differences(unbroken, run_folder) == []
 
 
 def test_a_given_server_that_somebody_restarts_gets_the_policy_again(job: Job, unbroken: Path) -> None:
     """The one that this process started; it holds another model's weights until the trainer sends the policy's."""
     folder = job.folder / "given-server"
     run = job.start(folder)
-    version = disturb(run, folder, os.getpid(), port=job.urls[0].rpartition(":")[2])
+    version = disturb(run, folder, os.getpid(), log=job.folder / "server.log")
     assert f"a vLLM server was restarted: all are given weights of version {version} again" in run.log()
-    check_records(folder, unbroken)
-
-
-def test_a_killed_server_is_restarted_and_the_run_equals_the_unbroken_one(job: Job, unbroken: Path) -> None:
-    folder = job.folder / "own-server"
-    run = job.start(folder, "rollout.urls=[]")
-    disturb(run, folder, run.launcher.pid)
-    assert run.log().count("restarting it") == 1
     check_records(folder, unbroken)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pyrl.quickstart.task import SOURCE
 from tests.run_job import Job, differences, records, rows
 
 
@@ -31,6 +32,7 @@ def test_a_run_leaves_what_it_promises(job: Job, unbroken: Path) -> None:
     for row in recorded:
         assert row["verdicts_right"] + row["verdicts_wrong"] == 64 and row["verdicts_unjudged"] == 0
         assert row["reward_mean"] == row["verdicts_right"] / 64
+        assert row["reward_by_source"] == {SOURCE: row["reward_mean"]}
         assert 0 < row["entropy"] < 3.5 and row["selected_tokens"] > 0
         assert row["logprob_gap_max"] < 1e-3
         assert row["validation_reward_mean"] is None
@@ -115,7 +117,7 @@ def test_dynamic_sampling_with_validation_killed_and_resumed(job: Job) -> None:
     consumed = 0
     for row in recorded[1:]:
         asked, consumed = row["prompts_consumed"] - consumed, row["prompts_consumed"]
-        assert asked == row["groups_kept"] + row["groups_dropped_uniform"] + row["groups_failed"]
+        assert asked == row["groups_kept"] + row["groups_dropped_uniform"] and row["groups_dropped_unjudged"] == 0
         assert row["verdicts_right"] + row["verdicts_wrong"] == 4 * asked and row["groups_failed"] == 0
         assert row["groups_kept"] <= 16 and row["refills"] <= 2
         assert row["groups_kept"] == 16 or row["refills"] == 2

@@ -1,14 +1,17 @@
-"""`torchrun ... pyrl train` with two data-parallel ranks, each with a server of its own."""
+"""`torchrun ... pyrl train` on two servers: with two data-parallel ranks, and with a replica of 2 x 2 ranks."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.integration.killing import check_records, disturb, interrupt, steps_done
 from tests.run_job import STEPS, Job, differences, rows, served_job
 
 
@@ -55,3 +58,50 @@ def test_a_killed_rank_ends_the_job_by_name_and_the_resumed_job_is_equal(job: Jo
     job.finish(folder)
     assert "resumed from" in (folder / "train.log").read_text()
     assert differences(unbroken, folder) == []
+
+
+@pytest.mark.slow
+def test_the_killed_server_of_another_rank_is_restarted_and_the_run_equals_the_unbroken_one(
+    job: Job, unbroken: Path
+) -> None:
+    """Rank 0 starts both servers and gives them weights; the second one works for rank 1."""
+    folder = job.folder / "own-servers"
+    run = job.start(folder, "rollout.urls=[]")
+    disturb(run, folder, run.launcher.pid, log=folder / "server-1.log")
+    assert run.log().count("restarting it") == 1
+    check_records(folder, unbroken)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_every_process_of_the_job(job: Job) -> None:
+    folder = job.folder / "interrupted"
+    run = job.start(folder)
+    try:
+        assert run.wait_until(lambda _: steps_done(folder) >= 1), run.log()
+        code, left = interrupt(run)
+    finally:
+        run.kill()
+    assert code != 0 and left == []
+    assert "interrupted on rank 0" in run.log() and "interrupted on rank 1" in run.log()
+
+
+@pytest.mark.slow
+def test_tensor_and_pipeline_ranks_train_and_resume_as_one_replica(job: Job, unbroken: Path) -> None:
+    """Only rank 0 generates, grades and sends weights; the last stages alone see a loss; every rank saves a shard."""
+    four, folder = replace(job, ranks=4), job.folder / "tp2-pp2"
+    layout = ["parallel.tp=2", "parallel.pp=2", "parallel.sequence_parallel=true", "steps=2"]
+    four.finish(folder, *layout)
+    recorded, data_parallel = rows(folder), rows(unbroken)
+    assert [row["step"] for row in recorded] == [1, 2]
+    assert all(row["logprob_gap_max"] < 1e-3 and row["groups_kept"] == 16 for row in recorded)
+    for name in ("reward_mean", "response_tokens", "verdicts_right", "selected_tokens_updates"):
+        assert recorded[0][name] == data_parallel[0][name], name  # one policy, the same seeds
+    for name in ("entropy", "covariance_mean", "grad_norm"):
+        assert recorded[0][name] == pytest.approx(data_parallel[0][name], rel=1e-4), name
+    assert {sample["step"] for sample in rows(folder, "samples.jsonl")} == {1, 2}
+
+    again = job.folder / "tp2-pp2-again"
+    shutil.copytree(folder, again)
+    four.finish(again, *layout, f"checkpoint.resume={again}/checkpoints/step_000001")
+    assert "resumed from" in (again / "train.log").read_text()
+    assert differences(folder, again) == []

@@ -74,6 +74,20 @@ def test_those_that_wait_are_more_patient_than_those_at_work(monkeypatch: pytest
     late.join()
 
 
+def test_a_wait_that_has_become_vain_is_over() -> None:
+    store, looks = dist.HashStore(), []
+
+    def check() -> None:
+        looks.append(time.monotonic())
+        if len(looks) == 3:
+            raise OSError("given up")
+
+    started = time.monotonic()
+    with pytest.raises(OSError, match="given up"):
+        RankBarrier(store, 0, 2).wait("the slow one", seconds=60.0, setting="rollout.timeout_seconds", check=check)
+    assert time.monotonic() - started < 20.0
+
+
 def test_one_rank_waits_for_nobody() -> None:
     wait(RankBarrier(None, 0, 1), 0.0)
 

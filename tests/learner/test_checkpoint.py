@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from pyrl.learner import checkpoint
 from pyrl.learner import checkpoint_store as store
 from pyrl.learner.checkpoint import (
     CheckpointError,
@@ -227,6 +228,28 @@ def test_disk_full_leaves_earlier_checkpoints_and_no_rest(tmp_path: Path, layout
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step_000001", "step_000003"]
     for folder in store.complete_checkpoints(tmp_path):
         store.verify(folder, store.read_manifest(folder))
+
+
+def _on_a_disk_of_its_own(job: Job, root: Path, own: Path) -> str:
+    """The second rank's files go to `own`: what it opens under `root` is on another machine."""
+    job.train(0, 1)
+    save(job, root, 1)
+    if torch.distributed.get_rank() == 1:
+        shards, common = checkpoint._write_shards, checkpoint._write_common
+        checkpoint._write_shards = lambda sharded, folder: shards(sharded, own / folder.name)
+        checkpoint._write_common = lambda folder, *rest: common(own / folder.name, *rest)
+    with pytest.raises(CheckpointError) as caught:
+        save(job, root, 2)
+    return str(caught.value)
+
+
+def test_nodes_that_share_no_disk_are_found_out(tmp_path: Path) -> None:
+    root, own = tmp_path / "shared", tmp_path / "own"
+    for text in run(Layout(dp=2), _on_a_disk_of_its_own, root, own):
+        assert "__1_0.distcp is not there" in text and "on a disk that all of them share" in text
+        assert f"the newest is {root / 'step_000001'}" in text
+    assert [entry.name for entry in root.iterdir()] == ["step_000001"]
+    assert list(own.rglob("__1_0.distcp")), "the second rank noticed nothing"
 
 
 def _unwritable_root(job: Job, root: Path) -> str:

@@ -74,6 +74,24 @@ def test_a_rewound_run_sets_the_abandoned_future_aside(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step_000002", "superseded_step_000002", "superseded_step_000003"]
 
 
+@pytest.mark.parametrize(("name", "found"), [("weights_1.bin", "is not there"), ("weights_0.bin", "has 9 bytes inst")])
+def test_what_is_not_all_there_is_not_published(tmp_path: Path, name: str, found: str) -> None:
+    """A rank on another node may have written its part to a disk of its own."""
+    save(tmp_path, 1)
+    writing = store.begin(tmp_path, 2)
+    records = {}
+    for file, content in FILES.items():
+        store.write_synced(writing / file, content)
+        records[file] = store.hash_file(writing / file)
+    if found.startswith("has"):
+        os.truncate(writing / name, 9)
+    else:
+        (writing / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"{name} {found}.*on several nodes .* on a disk that all of them share"):
+        store.publish(writing, tmp_path, store.Manifest(2, {}, records), keep_last=1)
+    assert store.complete_checkpoints(tmp_path) == [tmp_path / "step_000001"]
+
+
 @pytest.mark.parametrize("name", [*FILES, store.TRAINER_STATE, store.MANIFEST])
 def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
     earlier, folder = save(tmp_path, 1), save(tmp_path, 2)

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pyrl.config import ConfigError, ParallelConfig
-from pyrl.learner.model import padded_vocab_size, rope_frequencies
+from pyrl.learner.model import max_positions, padded_vocab_size, rope_frequencies
 from pyrl.learner.parallel import init_parallel
 
 
@@ -44,6 +44,18 @@ def test_rope_frequencies_equal_the_hugging_face_module(rope: dict[str, float]) 
     frequencies, scale = rope_frequencies(config)
     assert torch.equal(frequencies, module.inv_freq)
     assert scale == module.attention_scaling
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [({}, 512), ({"rope_type": "linear", "factor": 3.0}, 1536),
+     ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+       "original_max_position_embeddings": 64}, 512)],
+    ids=["default", "linear", "llama3"],
+)  # fmt: skip
+def test_linear_rope_scaling_adds_positions(rope: dict[str, float], positions: int) -> None:
+    config = LlamaConfig(max_position_embeddings=512, rope_parameters={"rope_theta": 1e4} | rope)
+    assert max_positions(config) == positions
 
 
 def test_rope_scaling_that_depends_on_the_input_is_refused() -> None:

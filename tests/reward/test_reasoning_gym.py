@@ -1,11 +1,16 @@
 import json
+import runpy
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from pyrl.reward import RewardPool
 from pyrl.reward.reasoning_gym import decode_entry, encode_entry, find_answer, load_grader, make_rows, write_rows
 from pyrl.reward.tasks import UnknownTaskError
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "reasoning_gym_data.py"
 
 # chain_sum has one right text, countdown many expressions, rearc an entry that plain JSON would change (tuples)
 TASKS = ["chain_sum", "countdown", "rearc"]
@@ -91,6 +96,38 @@ def test_find_answer_is_linear():
     find_answer("<answer>" * 200_000)
     find_answer("</answer>" * 200_000)
     assert time.monotonic() - start < 5
+
+
+def run_script(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_the_script_writes_rows(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    arguments = ["--size", "4", "--seed", "2", "--instruction", "", "min_terms=2", "max_terms=2"]
+    run_script(monkeypatch, "chain_sum", str(path), *arguments)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    expected = make_rows("chain_sum", 4, 2, instruction="", min_terms=2, max_terms=2)
+    assert [(r["prompt"][0]["content"], r["reward_model"]["ground_truth"]) for r in rows] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chain_sums", "a.jsonl"], "chain_sum"),
+        (["chain_sum", "a.json"], "must end in .jsonl"),
+        (["chain_sum", "a.jsonl", "min_terms"], "'min_terms' is not of the form key=value"),
+        (["chain_sum", "a.jsonl", "min_terms=x"], "refuses the options"),
+        (["chain_sum", "a.jsonl", "--size", "0"], "size 0"),
+    ],
+)
+def test_the_script_refuses_bad_input(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        run_script(monkeypatch, *arguments)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_write_rows_gives_the_schema_of_the_data_loader(tmp_path):

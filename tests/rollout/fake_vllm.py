@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,8 @@ class FakeVLLM:
         self.queries: list[dict[str, str]] = []
         """Query parameters of each call."""
         self.delay = 0.0
+        self.slots: asyncio.Semaphore | None = None
+        """How many requests are served at a time; None: all."""
         self.answer_while_paused = False
         self.fail: dict[str, str] = {}
         """Control path -> text of the 500 it answers."""
@@ -92,7 +95,8 @@ class FakeVLLM:
         try:
             if not self.answer_while_paused:
                 await self._running.wait()
-            await asyncio.sleep(self.delay)
+            async with self.slots or contextlib.nullcontext():
+                await asyncio.sleep(self.delay)
             status, payload = self.script(body, count)
             return web.json_response(payload, status=status)
         finally:

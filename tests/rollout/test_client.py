@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 import time
@@ -11,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pyrl.rollout.client import GenerateRequest, GroupResult, RolloutClient
-from pyrl.rollout.client import request_seed as seed_of
 from pyrl.rollout.errors import PolicyVersionMismatch, RolloutError
 from pyrl.rollout.frozen import SETTLE_SECONDS
 from tests.rollout.fake_vllm import FakeVLLM, answer
@@ -67,6 +67,33 @@ def test_a_request_has_a_deadline(fake: FakeVLLM) -> None:
     started = time.monotonic()
     (result,) = ask([fake.url], 1, request_timeout=0.3, max_retries=1)
     assert "0.3 s" in result.error and 0.6 <= time.monotonic() - started < 5.0
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_time_in_the_queue_of_a_server_that_answers_does_not_count(fake: FakeVLLM, deterministic: bool) -> None:
+    """Else a deadline drops what comes late in the queue, and with it the prompts whose responses are long."""
+    fake.slots, fake.delay = asyncio.Semaphore(1), 0.5
+    started = time.monotonic()
+    results = ask([fake.url], 5, request_timeout=2.0, max_retries=0, deterministic=deterministic)
+    assert first_tokens(results) == [[10, 11], [20, 21], [30, 31], [40, 41], [50, 51]]
+    assert time.monotonic() - started > 2.0 and len(fake.bodies) == 5
+
+
+def test_the_deadline_counts_from_the_last_answer_of_that_server(fake: FakeVLLM) -> None:
+    answered: list[float] = []
+
+    def script(body, count):
+        answered.append(time.monotonic())
+        fake.delay = 0.4 if len(answered) < 2 else 30.0
+        return 200, answer(body)
+
+    fake.slots, fake.delay, fake.script = asyncio.Semaphore(1), 0.4, script
+    with FakeVLLM() as other:
+        other.slots, other.delay = asyncio.Semaphore(1), 0.8  # answers meanwhile
+        results = ask([fake.url, other.url], 6, request_timeout=1.5, max_retries=0)
+    (error,) = [result.error for result in results if result.error is not None]
+    assert error == f"{fake.url} answered no request for 1.5 s (rollout.request_timeout_seconds)"
+    assert 1.4 < time.monotonic() - answered[1] < 6.0
 
 
 def test_a_refused_request_stops_the_run(fake: FakeVLLM) -> None:
@@ -254,16 +281,6 @@ def test_a_rollout_has_a_deadline_that_counts_what_is_missing(fake: FakeVLLM) ->
     with pytest.raises(RolloutError, match=r"2 of 3 prompts .* after 0.6 s \(rollout.timeout_seconds\)"):
         ask([fake.url], timeout=0.6, max_retries=50)
     assert time.monotonic() - started < 5.0
-
-
-def test_seeds_differ_in_every_counter_and_fit_vllm() -> None:
-    counters = [(run, step, prompt, purpose) for run in (0, 1) for step in range(20) for prompt in range(64)
-                for purpose in (0, 1)]  # fmt: skip
-    seeds = {seed_of(*c) for c in counters}
-    assert len(seeds) == len(counters)
-    assert all(0 <= s < 2**62 for s in seeds)
-    assert min(b - a for a, b in itertools.pairwise(sorted(seeds))) > 1024  # samples take seed + index
-    assert seed_of(1, 2, 3) == 3671849465986066676  # a change breaks the resumption of runs
 
 
 def test_no_url_is_an_error() -> None:

@@ -143,6 +143,17 @@ def test_guard_ends_everything_when_its_parent_is_killed(script: Path) -> None:
     wait_for(lambda: not alive(members))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_logs_of_several_nodes_do_not_meet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int) -> None:
+    """They lie in one folder, on a disk that the nodes share."""
+    settings = server.ServerSettings(tmp_path, "fp32", 64, "shm", "cpu")
+    monkeypatch.setattr(ServerPool, "__init__", lambda pool, servers: setattr(pool, "_servers", servers))
+    pools = [ServerPool.from_settings(settings, tmp_path, count=count, node=node) for node in (None, 0, 1)]
+    paths = [one.log_path for pool in pools for one in pool._servers]
+    assert len(set(paths)) == 3 * count and all(path.match("server*.log") for path in paths)
+    assert paths[0].name == ("server.log" if count == 1 else "server-0.log")
+
+
 def test_missing_plugin_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(server, "entry_points", lambda **_: ())
     settings = server.ServerSettings(tmp_path, "fp32", 64, "shm", "cpu")

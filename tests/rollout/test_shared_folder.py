@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
+import pytest
 
-from pyrl.rollout.shared_folder import SharedFolder
+from pyrl.rollout import shared_folder
+from pyrl.rollout.shared_folder import SharedFolder, free_bytes
 from tests.rollout.processes import alive, killable_process, wait_for
 
 OWNER = """
@@ -17,6 +19,22 @@ folder = SharedFolder()
 print(folder.path, folder._guard.pid, flush=True)
 time.sleep(600)
 """
+
+
+def test_nothing_takes_the_place_of_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_folder, "SHARED_MEMORY", tmp_path / "absent")
+    assert free_bytes() is None
+    with pytest.raises(FileNotFoundError, match="absent"):
+        SharedFolder()
+
+
+def test_what_a_killed_owner_left_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_folder, "SHARED_MEMORY", tmp_path)
+    (tmp_path / "pyrl-left").mkdir()
+    (tmp_path / "pyrl-left" / ".lock").touch()
+    (tmp_path / "somebody-elses").touch()
+    assert free_bytes() > 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["somebody-elses"]
 
 
 def test_it_goes_when_it_is_closed() -> None:

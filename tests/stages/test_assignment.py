@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import pytest
 import torch
 
 from pyrl.config import ConfigError, RunConfig, parse_config
-from pyrl.stages.assignment import Nodes, check_head_dim, check_servers, own_share
+from pyrl.stages import assignment
+from pyrl.stages.assignment import Nodes, check_head_dim, check_servers, check_shared_memory, own_share
+from pyrl.weights.families import ModelShape
 
 CPU = torch.device("cpu")
 
@@ -103,6 +106,46 @@ def test_one_node_may_use_any_transport(transport: str, monkeypatch: pytest.Monk
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK"):
         monkeypatch.delenv(name, raising=False)
     check_servers(config(deterministic=False, transport=transport), Layout(1, 1, 1))
+
+
+TIED = ModelShape("LlamaForCausalLM", num_layers=1, hidden_size=8, num_heads=2, num_kv_heads=1, head_dim=4, ffn_size=6,
+                  vocab_size=50, norm_eps=1e-6, qkv_bias=False, tied_embeddings=True)  # fmt: skip
+PARAMETERS = 50 * 8 + (8 * 8 + 2 * 4 * 8 + 8 * 8) + 3 * 6 * 8 + 3 * 8
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_shared_memory_must_hold_the_weights_twice(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, size: int
+) -> None:
+    free = [2 * size * PARAMETERS]
+    monkeypatch.setattr(assignment, "free_bytes", lambda: free[0])
+    check_shared_memory(config(), Layout(1, 1, 1), TIED, dtype)
+    free[0] -= 1
+    with pytest.raises(ConfigError, match=r"/dev/shm on .* has 0 MiB free, .* model.path m: enlarge it"):
+        check_shared_memory(config(), Layout(1, 1, 1), TIED, dtype)
+    check_shared_memory(config(transport="nccl"), Layout(1, 1, 1), TIED, dtype)  # travels elsewhere
+    free[0] = None
+    with pytest.raises(ConfigError, match=r"/dev/shm on .* is not there .*rollout.transport shm"):
+        check_shared_memory(config(), Layout(1, 1, 1), TIED, dtype)
+
+
+def test_only_ranks_that_send_need_shared_memory(two_nodes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assignment, "free_bytes", lambda: 0)
+
+    def refused(urls: list[str], pp: int = 1, **environment: int) -> bool:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        node, local = (int(os.environ[name]) for name in ("GROUP_RANK", "LOCAL_RANK"))
+        try:
+            check_shared_memory(config(urls=urls), Layout(8, 1, 8 // pp, rank=4 * node + local), TIED, torch.float32)
+        except ConfigError:
+            return True
+        return False
+
+    assert refused([]) and refused(["http://h:1"])
+    assert not refused([], LOCAL_RANK=1) and not refused(["http://h:1"])
+    assert refused([], LOCAL_RANK=0, GROUP_RANK=1) and not refused(["http://h:1"])
+    assert not refused([], pp=2)  # no leader is on the second node
 
 
 def test_a_head_dimension_that_the_servers_could_not_run_is_refused() -> None:

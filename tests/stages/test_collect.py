@@ -31,6 +31,9 @@ class ScriptedEngine:
     def __init__(self, failing: set[str]) -> None:
         self.failing, self.jobs = failing, []
 
+    def wait_for_leaders(self, step: int) -> None:
+        """There are no others."""
+
     def generate(self, job: GenerationJob) -> list[RolloutGroup]:
         self.jobs.append(job)
         completion = Completion((5, 1), (-0.1, -0.2), "stop", ())
@@ -118,6 +121,29 @@ def test_groups_without_a_verdict_are_left_out_and_unjudged_answers_have_no_rewa
     assert [g.prompt.id for _, g in collected.kept] == ["1", "2", "3", "4", "5"]
     metrics = collected.metrics()
     assert metrics["verdicts_unjudged"] == 7 and metrics["reward_mean"] == 1.0
+    assert metrics["groups_dropped_unjudged"] == 1 and metrics["groups_dropped_uniform"] == 0
+
+
+def test_dropped_groups_are_counted_by_their_reason() -> None:
+    def outcome(prompt: int, sample: int) -> str:
+        return "unjudged" if prompt in (1, 3) else mixed_if_even(prompt, sample)
+
+    collected, cursor = run(collector(outcome, dynamic_sampling={"enabled": True, "max_refills": 4}))
+    metrics = collected.metrics()
+    assert cursor.consumed == 11 and metrics["groups_kept"] == 6
+    assert metrics["groups_dropped_unjudged"] == 2 and metrics["groups_dropped_uniform"] == 3
+
+
+def test_reward_is_split_by_source_before_filtering() -> None:
+    """Judged answers alone count; a source without any has no reward."""
+    made = collector(mixed_if_even)
+    groups = made.generate_and_grade(list(enumerate(PROMPTS[:4])), 2, step=1, policy_version=0)
+    facts = made.share_facts(groups)
+    assert {f.source for f in facts} == {"toy"}
+    sources, rewards = ("b", "a", "b", "c"), ((1.0, 0.0), (1.0, None), (0.0, 0.0), (None, None))
+    facts = [replace(f, source=s, rewards=r, kept=False) for f, s, r in zip(facts, sources, rewards, strict=True)]
+    record = Collected(facts=facts, held=groups).metrics()
+    assert record["reward_by_source"] == {"a": 1.0, "b": 0.25, "c": None} and record["reward_mean"] == 0.4
 
 
 def test_too_few_groups_stop_the_run_with_the_counts() -> None:

@@ -3,16 +3,19 @@ are stand-ins; tests/integration runs the real ones."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
 from pyrl.config import parse_config
 from pyrl.learner.barrier import RankBarrier
-from pyrl.stages.engines import Engines, GenerationJob
+from pyrl.rollout.server import ServerError
+from pyrl.stages.engines import Engines, GenerationJob, request_seed
 from pyrl.types import PackedBatch, Prompt
 from pyrl.weights import device_transfer
 from pyrl.weights.verify import WeightMismatch
@@ -107,12 +110,48 @@ def test_a_server_that_somebody_restarted_gets_its_weights_and_the_step_complete
     assert fake.version == "5"
 
 
+def test_a_server_that_is_given_up_ends_the_wait_for_a_rank_that_asks_it() -> None:
+    """Only the rank that started the server knows; the one that asks it would try until it is late."""
+    parallel = SimpleNamespace(world_size=2, barrier=RankBarrier(dist.HashStore(), 0, 2))
+    given_up = ["", "", "vLLM server-1 ended"]
+
+    def raise_if_failed() -> None:
+        if error := given_up.pop(0):
+            raise ServerError(error)
+
+    config = parse_config({"model": {"path": "m"}, "data": {"path": "d"}})
+    rollout = Engines(config, parallel, STOP, SimpleNamespace(raise_if_failed=raise_if_failed))
+    with pytest.raises(ServerError, match="server-1 ended"):
+        rollout.wait_for_leaders(3)
+
+
 def test_a_restart_between_rollouts_is_found_by_the_next_sync(fake: FakeVLLM, engines: Callable[..., Engines]) -> None:
     rollout, learner = engines("nccl")
     rollout.sync(learner, version=1)
     fake.version = "default"
     rollout.sync(learner, version=2)
     assert fake.version == "2" and calls(fake, "/init_weight_transfer_engine") == 2
+
+
+def test_seeds_differ_in_every_counter_and_fit_vllm() -> None:
+    counters = [(run, step, prompt, purpose) for run in (0, 1) for step in range(20) for prompt in range(64)
+                for purpose in ("train", "validation")]  # fmt: skip
+    seeds = {request_seed(*c) for c in counters}
+    assert len(seeds) == len(counters)
+    assert all(0 <= s < 2**62 for s in seeds)
+    assert min(b - a for a, b in itertools.pairwise(sorted(seeds))) > 1024  # samples take seed + index
+    assert request_seed(1, 2, 3, "train") == 3777493486419271091  # a change breaks the resumption of runs
+
+
+@pytest.mark.parametrize("purpose", ["train", "validation"])
+def test_a_request_has_the_seed_of_its_prompt_step_and_purpose(
+    fake: FakeVLLM, engines: Callable[..., Engines], purpose: str
+) -> None:
+    rollout, learner = engines(seed=5)
+    rollout.sync(learner, version=6)
+    rollout.generate(GenerationJob(PROMPTS, 2, step=7, policy_version=6, purpose=purpose))
+    asked = {body["token_ids"][-1]: body["sampling_params"]["seed"] for body in fake.bodies}
+    assert asked == {number: request_seed(5, 7, number, purpose) for number, _ in PROMPTS}
 
 
 def test_what_fails_for_another_reason_is_dropped_without_a_sync(

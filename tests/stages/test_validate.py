@@ -19,6 +19,13 @@ def validator(outcome: Callable[[int, int], str], failing: set[str] = frozenset(
     return Validator(config, PROMPTS, made, made._timers), made._engines
 
 
+def recorded(reward: float | None, judged: int, unjudged: int) -> dict[str, object]:
+    """The record of prompts that are all of one source."""
+    by_source = {"toy": reward}
+    return {"validation_reward_mean": reward, "validation_reward_by_source": by_source, "validation_n": judged,
+            "validation_unjudged": unjudged}  # fmt: skip
+
+
 def first_is_right(prompt: int, sample: int) -> str:
     return "right" if sample == 0 else "wrong"
 
@@ -26,7 +33,7 @@ def first_is_right(prompt: int, sample: int) -> str:
 def test_the_first_prompts_are_asked_with_the_policy_of_the_step() -> None:
     made, engine = validator(first_is_right)
     record = made.validate(7)
-    assert record == {"validation_reward_mean": 1 / 3, "validation_n": 12, "validation_unjudged": 0}
+    assert record == recorded(1 / 3, 12, 0)
     (job,) = engine.jobs
     assert [(number, prompt.id) for number, prompt in job.prompts] == [(0, "0"), (1, "1"), (2, "2"), (3, "3")]
     assert (job.samples, job.step, job.policy_version, job.purpose) == (3, 7, 7, "validation")
@@ -43,7 +50,7 @@ def test_fewer_prompts_than_allowed() -> None:
 def test_groups_that_training_would_drop_count_here() -> None:
     """Dynamic sampling is on: all-right and all-wrong groups carry no signal, but they are the answer here."""
     record = validator(lambda prompt, sample: "right" if prompt < 3 else "wrong")[0].validate(1)
-    assert record == {"validation_reward_mean": 0.75, "validation_n": 12, "validation_unjudged": 0}
+    assert record == recorded(0.75, 12, 0)
 
 
 def test_the_mean_is_over_judged_answers_not_over_prompts() -> None:
@@ -53,13 +60,13 @@ def test_the_mean_is_over_judged_answers_not_over_prompts() -> None:
         return "wrong"
 
     record = validator(outcome, failing={"3"})[0].validate(1)
-    assert record == {"validation_reward_mean": 1 / 7, "validation_n": 7, "validation_unjudged": 2}
+    assert record == recorded(1 / 7, 7, 2)
 
 
 @pytest.mark.parametrize(("outcome", "failing", "unjudged"), [("unjudged", set(), 12), ("right", set("0123"), 0)])
 def test_nothing_judged_is_undefined_and_recordable(outcome: str, failing: set[str], unjudged: int) -> None:
     record = validator(lambda prompt, sample: outcome, failing=failing)[0].validate(2)
-    assert record == {"validation_reward_mean": None, "validation_n": 0, "validation_unjudged": unjudged}
+    assert record == recorded(None, 0, unjudged) | {"validation_reward_by_source": {} if failing else {"toy": None}}
     assert checked_record({"step": 2} | record)["validation_n"] == 0
 
 
