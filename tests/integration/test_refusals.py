@@ -21,6 +21,7 @@ from pyrl.data.prompts import fingerprint, load_prompts
 from pyrl.learner import checkpoint_store as store
 from pyrl.learner.parallel import destroy_parallel
 from pyrl.quickstart.model import write_model
+from pyrl.rollout import shared_folder
 from pyrl.run_folder import locked
 from pyrl.trainer import load_tokenizer, train
 from tests.ops.gloo import run_on_ranks
@@ -196,6 +197,14 @@ def test_an_unknown_reward(place: Path, started: list, task: str) -> None:
 
 def graders() -> list[psutil.Process]:
     return [p for p in psutil.Process().children() if "pyrl.reward.worker" in " ".join(p.cmdline())]
+
+
+def test_no_room_in_shared_memory(place: Path, started: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = everything(place)
+    monkeypatch.setattr(shared_folder, "SHARED_MEMORY", place / "absent")
+    with pytest.raises(ConfigError, match="is not there or cannot be written, and rollout.transport shm sends"):
+        train(settings(place), place / "run")
+    assert started == [] and everything(place) == before
 
 
 def test_a_folder_in_use(place: Path, started: list) -> None:
