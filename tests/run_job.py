@@ -32,6 +32,11 @@ DEADLINE_SECONDS = 500.0
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
+def _as_from_a_terminal() -> None:
+    """A test run in the background of a shell ignores SIGINT, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Job:
     """A run on servers that already run."""
@@ -60,6 +65,7 @@ class Job:
                     stderr=log,
                     env=os.environ | {"OMP_NUM_THREADS": "1"},
                     start_new_session=True,
+                    preexec_fn=_as_from_a_terminal,
                 ),
                 run_folder / "train.log",
                 log.tell(),
@@ -125,7 +131,7 @@ def write_even_model(folder: Path) -> Path:
     """The quickstart's model with 2 attention heads in place of 3, so that it can be split among tensor-parallel ranks;
     its 1 kv head is then held twice."""
     write_model(folder, seed=0)
-    config = Qwen2Config.from_pretrained(folder, num_attention_heads=2, head_dim=32)
+    config = Qwen2Config.from_pretrained(folder, num_attention_heads=2, hidden_size=64)
     torch.manual_seed(0)
     Qwen2ForCausalLM(config).save_pretrained(folder)
     return folder

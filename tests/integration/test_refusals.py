@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pyrl import run_folder
 from pyrl.config import ConfigError, RunConfig, parse_config
 from pyrl.data.cursor import PromptCursor
 from pyrl.data.prompts import fingerprint, load_prompts
@@ -202,7 +204,7 @@ def graders() -> list[psutil.Process]:
 def test_no_room_in_shared_memory(place: Path, started: list, monkeypatch: pytest.MonkeyPatch) -> None:
     before = everything(place)
     monkeypatch.setattr(shared_folder, "SHARED_MEMORY", place / "absent")
-    with pytest.raises(ConfigError, match="is not there or cannot be written, and rollout.transport shm sends"):
+    with pytest.raises(ConfigError, match=r"is not there or cannot be written, and rollout\.transport shm"):
         train(settings(place), place / "run")
     assert started == [] and everything(place) == before
 
@@ -229,6 +231,7 @@ ON_TWO_RANKS = [
     ({"parallel": {"pp": 2}, "model": {"path": "odd"}}, "parallel.pp 2 does not divide the model's 3 layers"),
     ({"deterministic": True}, "2 data-parallel replicas share 1 servers"),
     ({"data": {"path": "/nowhere"}}, "/nowhere does not exist"),  # rank 1's alone
+    ({}, "is not the one that rank 0 has locked"),  # each rank with a disk of its own
 ]
 
 
@@ -241,8 +244,11 @@ def _refusals(place: str) -> list[str]:
     texts = []
     for sections, _ in ON_TWO_RANKS:
         own = {} if "data" in sections and dist.get_rank() == 0 else sections
+        if not sections:
+            os.chdir(tempfile.mkdtemp(dir=Path(place).parent))
+            run_folder.SHARED_SECONDS = 0.5
         try:
-            train(settings(Path(place), **own), Path(place) / "run")
+            train(settings(Path(place), **own), Path("run"))
         except ConfigError as error:
             texts.append(str(error))
         parallel_state.destroy_model_parallel()
