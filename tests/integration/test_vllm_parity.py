@@ -25,8 +25,8 @@ from tests.learner.tiny import random_sequences, run_config, save_tiny_model
 TOLERANCE = 1e-3
 """Largest difference of a log-prob, fp32."""
 DIMENSIONS = {"hidden_size": 192, "head_dim": 32, "num_hidden_layers": 3}
-"""Instead of those of `tests.learner.tiny`: vLLM's CPU attention has kernels for few head dimensions, and its Qwen2 ignores
-`head_dim`."""
+"""Instead of those of `tests.learner.tiny`: vLLM's CPU attention has kernels for few head dimensions, and its Qwen2
+ignores `head_dim`."""
 VOCAB = 200
 """Of the smaller vocabulary."""
 MODELS = [("qwen2", True), ("qwen2", False), ("llama", True), ("llama", False)]
