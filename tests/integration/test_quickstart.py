@@ -23,6 +23,11 @@ FEW = ["steps=3", "rollout.prompts_per_step=16", "rollout.samples_per_prompt=8",
 BEFORE_ANY_UPDATE = ("entropy", "reward_mean", "response_tokens", "verdicts_right", "logprob_gap_max")
 
 
+def servers() -> set[int]:
+    processes = psutil.Process().children(recursive=True)
+    return {process.pid for process in processes if "vllm" in " ".join(process.cmdline())}
+
+
 @pytest.mark.slow
 def test_both_methods_are_trained_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -32,9 +37,10 @@ def test_both_methods_are_trained_and_compared(
     monkeypatch.setattr(quickstart, "supervised_phase", partial(quickstart.supervised_phase, steps=80))
     monkeypatch.setenv("COLUMNS", "200")
     folder = tmp_path / "quickstart"
+    before = servers()  # other tests' servers live as long as the test session
     quickstart.run_quickstart(folder, CONFIG, FEW)
     printed = capsys.readouterr().out
-    assert [p for p in psutil.Process().children(recursive=True) if "vllm" in " ".join(p.cmdline())] == []
+    assert servers() == before
 
     runs = {name: rows(folder / name) for name in ("grpo", "kl_cov")}
     for name, recorded in runs.items():
