@@ -255,7 +255,7 @@ class Inputs:
         check_deterministic(config, parallel)
         check_servers(config, parallel)
         check_shared_memory(config, parallel, policy.shape, policy.dtype)
-        check_head_dim(config, parallel, policy.shape.head_dim)
+        check_head_dim(config, parallel, policy.shape)
         check_length(config, policy.max_positions)
         held_out = load_prompts(config.data, tokenizer, validation=True) if config.data.validation_path else []
         prompts = load_prompts(config.data, tokenizer)

@@ -37,6 +37,8 @@ MIN_BATCHED_TOKENS = 8192
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """For which vLLM's CPU attention has kernels; with another its engine dies at the first request, not at the start."""
+HEAD_DIM_IGNORED = ("Qwen2ForCausalLM",)
+"""Architectures whose vLLM model takes no head dimension from config.json."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import torch
 from pyrl.config import ConfigError, RunConfig
 from pyrl.learner.parallel import Parallel
 from pyrl.rollout.shared_folder import SHARED_MEMORY, free_bytes
-from pyrl.rollout.vllm_adapter import CPU_HEAD_DIMS
+from pyrl.rollout.vllm_adapter import CPU_HEAD_DIMS, HEAD_DIM_IGNORED
 from pyrl.weights.families import ModelShape, hf_metadata
 
 
@@ -108,8 +108,14 @@ def _starts_servers(parallel: Parallel) -> bool:
     return is_first_of_node() and bool(Nodes.of(parallel).leaders_on(node_of_this_rank()))
 
 
-def check_head_dim(config: RunConfig, parallel: Parallel, head_dim: int) -> None:
-    """Raises ConfigError for a model that vLLM servers of this run would load but could not run."""
+def check_head_dim(config: RunConfig, parallel: Parallel, shape: ModelShape) -> None:
+    """Raises ConfigError for a model that vLLM servers of this run could not load, or would load but could not run."""
+    head_dim = shape.head_dim
+    if shape.family in HEAD_DIM_IGNORED and head_dim * shape.num_heads != shape.hidden_size:
+        raise ConfigError(
+            f"model.path {config.model.path}: config.json sets head_dim {head_dim}, but vLLM's {shape.family} ignores "
+            f"it and divides hidden_size {shape.hidden_size} by {shape.num_heads} heads. Use a model where both agree"
+        )
     if config.rollout.urls or parallel.device.type != "cpu" or head_dim in CPU_HEAD_DIMS:
         return
     raise ConfigError(

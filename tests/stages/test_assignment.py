@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -150,8 +150,18 @@ def test_only_ranks_that_send_need_shared_memory(two_nodes: None, monkeypatch: p
 
 def test_a_head_dimension_that_the_servers_could_not_run_is_refused() -> None:
     layout = Layout(1, 1, 1)
-    check_head_dim(config(), layout, 64)
+    good, bad = replace(TIED, head_dim=64), replace(TIED, head_dim=24)
+    check_head_dim(config(), layout, good)
     with pytest.raises(ConfigError, match=r"model.path m: .* head dimension, 24; it has for 32, 64"):
-        check_head_dim(config(), layout, 24)
-    check_head_dim(config(urls=["http://h:1"]), layout, 24)  # who knows what they run on
-    check_head_dim(config(), Layout(1, 1, 1, device=torch.device("cuda")), 24)
+        check_head_dim(config(), layout, bad)
+    check_head_dim(config(urls=["http://h:1"]), layout, bad)  # who knows what they run on
+    check_head_dim(config(), Layout(1, 1, 1, device=torch.device("cuda")), bad)
+
+
+def test_a_head_dimension_that_vllm_ignores_is_refused() -> None:
+    layout, urls = Layout(1, 1, 1, device=torch.device("cuda")), ["http://h:1"]
+    qwen2 = replace(TIED, family="Qwen2ForCausalLM", head_dim=64)
+    check_head_dim(config(), layout, replace(qwen2, hidden_size=128))
+    check_head_dim(config(), layout, replace(qwen2, family="Qwen3ForCausalLM"))
+    with pytest.raises(ConfigError, match=r"sets head_dim 64, but vLLM's Qwen2ForCausalLM ignores.* 8 by 2"):
+        check_head_dim(config(urls=urls), layout, qwen2)
