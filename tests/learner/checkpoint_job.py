@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import socket
 import traceback
@@ -15,13 +14,9 @@ from typing import Any
 
 import torch
 
+from tests.ops.gloo import fork_server
+
 DEADLINE_SECONDS = 120.0
-PRELOADED = [
-    "megatron.core.models.gpt",
-    "pyrl.learner.checkpoint",
-    "pyrl.learner.learner",
-    "transformers.models.qwen2.modeling_qwen2",
-]
 VOCAB, SEQUENCE, BATCH = 64, 12, 4
 
 
@@ -69,8 +64,7 @@ def run(layout: Layout, work: Callable[..., Any], *args: Any, build: Callable[..
     `work` is a module-level function, and so is `build`: (layout, Parallel) -> what `work` gets as `job`. Fails with
     the first traceback, or at the deadline.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)  # imported once, not once a process
+    context = fork_server()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -35,11 +35,6 @@ TOP_NAMES = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weig
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return convert_checkpoint(SMOLLM2, tmp_path_factory.mktemp("convert") / "nested" / "smollm2")
-
-
-@pytest.fixture(scope="module")
 def stored() -> gguf.GGUFReader:
     return gguf.GGUFReader(find_gguf(SMOLLM2))
 
@@ -63,16 +58,16 @@ def token_logprobs(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])[:, 0]
 
 
-def test_weights_and_logprobs_equal_an_independent_dequantisation(converted: Path, stored: gguf.GGUFReader) -> None:
-    model = AutoModelForCausalLM.from_pretrained(converted)
+def test_weights_and_logprobs_equal_an_independent_dequantisation(smollm2: Path, stored: gguf.GGUFReader) -> None:
+    model = AutoModelForCausalLM.from_pretrained(smollm2)
     wanted = dequantised(
         stored, {"attn_q": model.config.num_attention_heads, "attn_k": model.config.num_key_value_heads}
     )
-    with safe_open(converted / "model.safetensors", framework="pt") as folder:
+    with safe_open(smollm2 / "model.safetensors", framework="pt") as folder:
         assert set(folder.keys()) == set(wanted)
         for name, values in wanted.items():
             assert torch.equal(folder.get_tensor(name), values), name
-    ids = AutoTokenizer.from_pretrained(converted)(SENTENCE, return_tensors="pt").input_ids
+    ids = AutoTokenizer.from_pretrained(smollm2)(SENTENCE, return_tensors="pt").input_ids
     ours = token_logprobs(model, ids)
     model.load_state_dict(wanted | {"lm_head.weight": wanted["model.embed_tokens.weight"]})
     assert torch.equal(ours, token_logprobs(model, ids))
@@ -80,8 +75,8 @@ def test_weights_and_logprobs_equal_an_independent_dequantisation(converted: Pat
     assert -ours.mean() < 3.0
 
 
-def test_config_equals_the_metadata_of_the_file(converted: Path, stored: gguf.GGUFReader) -> None:
-    config = json.loads((converted / "config.json").read_text())
+def test_config_equals_the_metadata_of_the_file(smollm2: Path, stored: gguf.GGUFReader) -> None:
+    config = json.loads((smollm2 / "config.json").read_text())
     for ours, theirs in [
         ("hidden_size", "embedding_length"),
         ("intermediate_size", "feed_forward_length"),
@@ -97,8 +92,8 @@ def test_config_equals_the_metadata_of_the_file(converted: Path, stored: gguf.GG
         assert config[ours] == stored.fields[f"tokenizer.ggml.{theirs}"].contents(), ours
 
 
-def test_config_is_not_quantised_and_names_no_source(converted: Path) -> None:
-    config = json.loads((converted / "config.json").read_text())
+def test_config_is_not_quantised_and_names_no_source(smollm2: Path) -> None:
+    config = json.loads((smollm2 / "config.json").read_text())
     assert "quantization_config" not in config
     assert "_name_or_path" not in config
     assert config["architectures"] == ["LlamaForCausalLM"]
@@ -106,8 +101,8 @@ def test_config_is_not_quantised_and_names_no_source(converted: Path) -> None:
     assert config["tie_word_embeddings"] is True
 
 
-def test_chat_template_survives(converted: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(converted)
+def test_chat_template_survives(smollm2: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
     text = tokenizer.apply_chat_template(
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}],
         tokenize=False,
@@ -118,8 +113,8 @@ def test_chat_template_survives(converted: Path) -> None:
     )
 
 
-def test_tokenizer_ids_equal_the_vocabulary_of_the_file(converted: Path, stored: gguf.GGUFReader) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(converted)
+def test_tokenizer_ids_equal_the_vocabulary_of_the_file(smollm2: Path, stored: gguf.GGUFReader) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
     vocabulary = stored.fields["tokenizer.ggml.tokens"].contents()
     assert tokenizer.convert_ids_to_tokens(range(len(vocabulary))) == vocabulary
     ids = tokenizer(SENTENCE).input_ids
@@ -127,8 +122,8 @@ def test_tokenizer_ids_equal_the_vocabulary_of_the_file(converted: Path, stored:
     assert tokenizer.decode(ids) == SENTENCE
 
 
-def test_nothing_but_the_folder_is_left(converted: Path) -> None:
-    assert [entry.name for entry in converted.parent.iterdir()] == ["smollm2"]
+def test_nothing_but_the_folder_is_left(smollm2: Path) -> None:
+    assert [entry.name for entry in smollm2.parent.iterdir()] == ["smollm2"]
 
 
 def test_package_is_not_imported() -> None:
