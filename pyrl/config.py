@@ -52,6 +52,19 @@ class ModelConfig(Section):
     """Rows of the embedding in Megatron. None: the smallest multiple of 128 tp that holds the vocabulary."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation in the backward pass."""
+    lm_head: Literal["unfused", "fused"] = "unfused"
+    """`fused`: log-probs and entropy from hidden states and the head's weight, a chunk of the vocabulary at a time. The
+    logits of all tokens, which `unfused` keeps for the backward pass with their gradient, are never held; they are
+    computed twice."""
+    logits_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the fused head. fp32: as the products are summed; bf16: rounded, as by a rollout engine that rounds them. The
+    unfused head's logits have `dtype`."""
+
+    @model_validator(mode="after")
+    def _logits_dtype_is_used(self) -> ModelConfig:
+        if self.logits_dtype == "bf16" and self.lm_head == "unfused":
+            raise ValueError("logits_dtype 'bf16' is of the fused head: set lm_head to 'fused', or leave it out")
+        return self
 
 
 class ParallelConfig(Section):
@@ -163,7 +176,18 @@ class RolloutConfig(Section):
         return self
 
 
-class PPOClip(Section):
+class _DualClip(Section):
+    clip_ratio_c: Annotated[float, Field(ge=0.0)] = 0.0
+    """For A < 0 the loss is at most -clip_ratio_c A (dual clip, arXiv 1912.09729, with 3); above 1. 0: off."""
+
+    @model_validator(mode="after")
+    def _dual_clip_is_above_one(self) -> _DualClip:
+        if 0.0 < self.clip_ratio_c <= 1.0:
+            raise ValueError(f"clip_ratio_c {self.clip_ratio_c} must be above 1, or 0 for off")
+        return self
+
+
+class PPOClip(_DualClip):
     """GRPO's surrogate: max(-r A, -clip(r, 1 - low, 1 + high) A)."""
 
     name: Literal["ppo_clip"] = "ppo_clip"
@@ -171,7 +195,7 @@ class PPOClip(Section):
     clip_ratio_high: Annotated[Number, Field(ge=0.0)] = 0.2
 
 
-class ClipHigher(Section):
+class ClipHigher(_DualClip):
     """DAPO's surrogate: `ppo_clip` with a wider upper bound."""
 
     name: Literal["clip_higher"]

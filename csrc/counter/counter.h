@@ -5,7 +5,7 @@
 //                 would be symmetric, and seed 1 would give uid 2 what seed 2 gives uid 1
 //
 // For a fixed seed, mix is a bijection of u: distinct uids never tie. pyrl/ops/counter.py is the same in Python and
-// derives the seed of a purpose from (run seed, step, mini-batch, purpose).
+// derives the seed of a purpose from (run seed, step, mini-batch, purpose). The functions themselves: mix.h.
 #pragma once
 
 #include <cstdint>
@@ -14,20 +14,8 @@
 
 namespace pyrl {
 
-inline constexpr uint64_t kGolden = 0x9E3779B97F4A7C15ull;  // 2^64 / golden ratio, odd
-inline constexpr uint64_t kOther = 0xD1B54A32D192ED03ull;   // odd, far from golden
-
-constexpr uint64_t mix64(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-  return x ^ (x >> 31);
-}
-
-constexpr uint64_t mix(uint64_t seed, uint64_t uid) {
-  return mix64(mix64(uid + kGolden) ^ mix64(seed + kOther));
-}
-
 // uids int64 [T] -> int64 [T], the bits of mix(seed, uid).
 torch::stable::Tensor mix_uids_cpu(const torch::stable::Tensor& uids, int64_t seed);
+torch::stable::Tensor mix_uids_cuda(const torch::stable::Tensor& uids, int64_t seed);
 
 }  // namespace pyrl

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "counter/mix.h"
+
 namespace pyrl {
 
 using torch::headeronly::ScalarType;

@@ -15,23 +15,30 @@
 // or above vocab_size are padding: never read, zero gradient. labels int64 [T], global; kIgnore: the row is not read,
 // outputs and gradient are 0. temperature fp64 [1] or [T]. Statistics, outputs and upstream gradients are fp32, or fp64
 // for fp64 logits; lse is fp64, because at |x| = 1e4 its fp32 rounding alone would change p by 5e-4.
-// Label range and temperatures are checked in pyrl/ops; shapes and dtypes here too.
+// Label range and temperatures are checked in pyrl/ops; shapes and dtypes here too. The CUDA kernels and their budget:
+// logprob_entropy_kernels.h.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <tuple>
 
 #include <torch/csrc/stable/tensor.h>
 
 namespace pyrl {
 
-// -> [T, 4]: m, S, R, t of this shard.
+// -> [T, 4]: m, S, R, t of this shard. On CUDA a label out of range, or a temperature that is not finite and positive,
+// gives S = NaN, for nobody has waited there to check them.
 torch::stable::Tensor logprob_entropy_stats_cpu(
     const torch::stable::Tensor& logits,
     const torch::stable::Tensor& labels,
     const torch::stable::Tensor& temperature,
     int64_t vocab_start,
     int64_t vocab_size);
+
+// stats [shards, T, 4] -> [T, 4]: those of the shards together, as one.
+torch::stable::Tensor logprob_entropy_combine_cpu(
+    const torch::stable::Tensor& stats, const torch::stable::Tensor& temperature);
 
 // stats [shards, T, 4] -> logprobs [T], entropy [T], lse fp64 [T], bad_row int64 []: the first row that holds NaN, +inf,
 // or nothing but -inf; -1 if there is none.
@@ -41,10 +48,10 @@ logprob_entropy_merge_cpu(
     const torch::stable::Tensor& labels,
     const torch::stable::Tensor& temperature);
 
-// -> gradient of the logits, [T, W], contiguous.
+// -> gradient of the logits, [T, W], contiguous. Without grad_entropy, its term is left out.
 torch::stable::Tensor logprob_entropy_backward_cpu(
     const torch::stable::Tensor& grad_logprobs,
-    const torch::stable::Tensor& grad_entropy,
+    const std::optional<torch::stable::Tensor>& grad_entropy,
     const torch::stable::Tensor& logits,
     const torch::stable::Tensor& labels,
     const torch::stable::Tensor& temperature,
@@ -56,7 +63,7 @@ torch::stable::Tensor logprob_entropy_backward_cpu(
 // The same, written over the logits.
 void logprob_entropy_backward_inplace_cpu(
     const torch::stable::Tensor& grad_logprobs,
-    const torch::stable::Tensor& grad_entropy,
+    const std::optional<torch::stable::Tensor>& grad_entropy,
     const torch::stable::Tensor& logits,
     const torch::stable::Tensor& labels,
     const torch::stable::Tensor& temperature,
@@ -64,5 +71,70 @@ void logprob_entropy_backward_inplace_cpu(
     const torch::stable::Tensor& lse,
     int64_t vocab_start,
     int64_t vocab_size);
+
+// The same, written to `out` [T, W], last stride 1, of the dtype of the logits or, for fp32 logits, rounded to bf16 or
+// fp16: a GEMM's input.
+void logprob_entropy_backward_out_cpu(
+    const torch::stable::Tensor& grad_logprobs,
+    const std::optional<torch::stable::Tensor>& grad_entropy,
+    const torch::stable::Tensor& logits,
+    const torch::stable::Tensor& labels,
+    const torch::stable::Tensor& temperature,
+    const torch::stable::Tensor& entropy,
+    const torch::stable::Tensor& lse,
+    int64_t vocab_start,
+    int64_t vocab_size,
+    const torch::stable::Tensor& out);
+
+// The same on CUDA, of bf16, fp16 or fp32 logits; bad_row stays there.
+torch::stable::Tensor logprob_entropy_stats_cuda(
+    const torch::stable::Tensor& logits,
+    const torch::stable::Tensor& labels,
+    const torch::stable::Tensor& temperature,
+    int64_t vocab_start,
+    int64_t vocab_size);
+
+torch::stable::Tensor logprob_entropy_combine_cuda(
+    const torch::stable::Tensor& stats, const torch::stable::Tensor& temperature);
+
+std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>
+logprob_entropy_merge_cuda(
+    const torch::stable::Tensor& stats,
+    const torch::stable::Tensor& labels,
+    const torch::stable::Tensor& temperature);
+
+torch::stable::Tensor logprob_entropy_backward_cuda(
+    const torch::stable::Tensor& grad_logprobs,
+    const std::optional<torch::stable::Tensor>& grad_entropy,
+    const torch::stable::Tensor& logits,
+    const torch::stable::Tensor& labels,
+    const torch::stable::Tensor& temperature,
+    const torch::stable::Tensor& entropy,
+    const torch::stable::Tensor& lse,
+    int64_t vocab_start,
+    int64_t vocab_size);
+
+void logprob_entropy_backward_inplace_cuda(
+    const torch::stable::Tensor& grad_logprobs,
+    const std::optional<torch::stable::Tensor>& grad_entropy,
+    const torch::stable::Tensor& logits,
+    const torch::stable::Tensor& labels,
+    const torch::stable::Tensor& temperature,
+    const torch::stable::Tensor& entropy,
+    const torch::stable::Tensor& lse,
+    int64_t vocab_start,
+    int64_t vocab_size);
+
+void logprob_entropy_backward_out_cuda(
+    const torch::stable::Tensor& grad_logprobs,
+    const std::optional<torch::stable::Tensor>& grad_entropy,
+    const torch::stable::Tensor& logits,
+    const torch::stable::Tensor& labels,
+    const torch::stable::Tensor& temperature,
+    const torch::stable::Tensor& entropy,
+    const torch::stable::Tensor& lse,
+    int64_t vocab_start,
+    int64_t vocab_size,
+    const torch::stable::Tensor& out);
 
 }  // namespace pyrl

@@ -2,19 +2,20 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstdlib>
-#include <limits>
 #include <string>
 
 #include <torch/csrc/stable/ops.h>
 
+#include "logprob_entropy/arguments.h"
+#include "logprob_entropy/merge.h"
 #include "logprob_entropy/rows.h"
 
 namespace pyrl {
 
-using rows::Element;
+using rows::Combined;
 using rows::kIgnore;
+using rows::Merged;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -51,64 +52,9 @@ int64_t rows_per_task(int64_t width) {
   return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, width));
 }
 
-Element element_of(const Tensor& logits) {
-  switch (logits.scalar_type()) {
-    case ScalarType::Float:
-      return Element::kFloat;
-    case ScalarType::Double:
-      return Element::kDouble;
-    case ScalarType::BFloat16:
-      return Element::kBFloat16;
-    case ScalarType::Half:
-      return Element::kHalf;
-    default:
-      STD_TORCH_CHECK(false, "logprob_entropy: logits must be fp32, fp64, bf16 or fp16");
-  }
-}
-
-void check_vector(const Tensor& tensor, const char* name, ScalarType dtype, int64_t tokens) {
-  STD_TORCH_CHECK(
-      tensor.dim() == 1 && tensor.numel() == tokens && tensor.scalar_type() == dtype &&
-          (tokens <= 1 || tensor.stride(0) == 1),
-      "logprob_entropy: ", name, " must be a contiguous [", tokens, "] of ", torch::headeronly::toString(dtype));
-}
-
-// [1] or [T], fp64; the stride with which rows step through it.
-int64_t temperature_stride(const Tensor& temperature, int64_t tokens) {
-  STD_TORCH_CHECK(
-      temperature.dim() == 1 && temperature.scalar_type() == ScalarType::Double && temperature.is_contiguous() &&
-          (temperature.numel() == 1 || temperature.numel() == tokens),
-      "logprob_entropy: temperature must be a contiguous fp64 [1] or [T]");
-  return temperature.numel() == 1 ? 0 : 1;
-}
-
-rows::Problem problem_of(
-    const Tensor& logits, const Tensor& labels, const Tensor& temperature, int64_t vocab_start, int64_t vocab_size) {
-  STD_TORCH_CHECK(logits.dim() == 2, "logprob_entropy: logits must be [T, W]");
-  const int64_t tokens = logits.size(0);
-  const int64_t width = logits.size(1);
-  STD_TORCH_CHECK(
-      width <= 1 || logits.stride(1) == 1, "logprob_entropy: the last dimension of logits must have stride 1");
-  check_vector(labels, "labels", ScalarType::Long, tokens);
-  return rows::Problem{
-      element_of(logits),
-      logits.const_data_ptr(),
-      logits.stride(0),
-      width,
-      std::clamp<int64_t>(vocab_size - vocab_start, 0, width),
-      vocab_start,
-      static_cast<const int64_t*>(labels.const_data_ptr()),
-      static_cast<const double*>(temperature.const_data_ptr()),
-      temperature_stride(temperature, tokens)};
-}
-
-ScalarType statistics_dtype(const Tensor& logits) {
-  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 void run_backward(
     const Tensor& grad_logprobs,
-    const Tensor& grad_entropy,
+    const std::optional<Tensor>& grad_entropy,
     const Tensor& logits,
     const Tensor& labels,
     const Tensor& temperature,
@@ -117,56 +63,29 @@ void run_backward(
     int64_t vocab_start,
     int64_t vocab_size,
     const Tensor& out) {
-  const rows::Problem problem = problem_of(logits, labels, temperature, vocab_start, vocab_size);
-  const int64_t tokens = logits.size(0);
-  const ScalarType dtype = statistics_dtype(logits);
-  check_vector(grad_logprobs, "grad_logprobs", dtype, tokens);
-  check_vector(grad_entropy, "grad_entropy", dtype, tokens);
-  check_vector(entropy, "entropy", dtype, tokens);
-  check_vector(lse, "lse", ScalarType::Double, tokens);
-  const rows::Gradient gradient{
-      grad_logprobs.const_data_ptr(),
-      grad_entropy.const_data_ptr(),
-      entropy.const_data_ptr(),
-      static_cast<const double*>(lse.const_data_ptr()),
-      out.mutable_data_ptr(),
-      out.stride(0)};
+  const rows::Problem problem = rows::problem_of(logits, labels, temperature, vocab_start, vocab_size);
+  const rows::Gradient gradient = rows::gradient_of(grad_logprobs, grad_entropy, logits, entropy, lse, out);
   const rows::BackwardFunction backward = kernels().backward;  // may throw, so not among the threads
-  torch::stable::parallel_for(0, tokens, rows_per_task(problem.width), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, logits.size(0), rows_per_task(problem.width), [&](int64_t begin, int64_t end) {
     backward(problem, gradient, begin, end);
   });
 }
 
-// One row of every shard: stats[r * shard_stride + 0..3] = m, S, R, t.
 template <typename C>
-struct Merged {
-  double logprob, entropy, lse;
-  bool bad;
-
-  Merged(const C* stats, int64_t shards, int64_t shard_stride, double inv_t) {
-    double m = -std::numeric_limits<double>::infinity();
-    for (int64_t r = 0; r < shards; ++r) m = std::max(m, static_cast<double>(stats[r * shard_stride]));
-    double s = 0, sum_r = 0, x_y = 0;
-    for (int64_t r = 0; r < shards; ++r) {
-      const C* shard = stats + r * shard_stride;
-      x_y += shard[3];
-      if (shard[0] == -std::numeric_limits<C>::infinity()) {
-        if (shard[1] != shard[1]) s = shard[1];  // NaN among -inf
-        continue;
-      }
-      const double c = (shard[0] - m) * inv_t;
-      const double w = std::exp(c);
-      if (w == 0) continue;
-      s += w * shard[1];
-      sum_r += w * (shard[2] + c * shard[1]);
+void combine_rows(const Tensor& stats, const double* temperature, int64_t temperature_step, C* out) {
+  const int64_t shards = stats.size(0);
+  const int64_t tokens = stats.size(1);
+  const auto* data = static_cast<const C*>(stats.const_data_ptr());
+  torch::stable::parallel_for(0, tokens, 4096, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const Combined<C> row(data + 4 * t, shards, 4 * tokens, 1.0 / temperature[t * temperature_step]);
+      out[4 * t] = static_cast<C>(row.m);
+      out[4 * t + 1] = static_cast<C>(row.s);
+      out[4 * t + 2] = static_cast<C>(row.r);
+      out[4 * t + 3] = static_cast<C>(row.x_y);
     }
-    bad = !std::isfinite(m) || !std::isfinite(s) || !std::isfinite(sum_r);
-    const double log_s = std::log(s);
-    lse = m * inv_t + log_s;
-    logprob = (x_y - m) * inv_t - log_s;
-    entropy = log_s - sum_r / s;
-  }
-};
+  });
+}
 
 template <typename C>
 int64_t merge_rows(
@@ -188,7 +107,8 @@ int64_t merge_rows(
         lse[t] = 0;
         continue;
       }
-      const Merged<C> row(data + 4 * t, shards, 4 * tokens, 1.0 / temperature[t * temperature_step]);
+      const double inv_t = 1.0 / temperature[t * temperature_step];
+      const Merged row(Combined<C>(data + 4 * t, shards, 4 * tokens, inv_t), inv_t);
       logprobs[t] = static_cast<C>(row.logprob);
       entropy[t] = static_cast<C>(row.entropy);
       lse[t] = row.lse;
@@ -207,9 +127,9 @@ int64_t merge_rows(
 
 Tensor logprob_entropy_stats_cpu(
     const Tensor& logits, const Tensor& labels, const Tensor& temperature, int64_t vocab_start, int64_t vocab_size) {
-  const rows::Problem problem = problem_of(logits, labels, temperature, vocab_start, vocab_size);
+  const rows::Problem problem = rows::problem_of(logits, labels, temperature, vocab_start, vocab_size);
   const int64_t tokens = logits.size(0);
-  Tensor stats = torch::stable::new_empty(logits, {tokens, 4}, statistics_dtype(logits));
+  Tensor stats = torch::stable::new_empty(logits, {tokens, 4}, rows::statistics_dtype(logits));
   void* out = stats.mutable_data_ptr();
   const rows::StatsFunction stats_rows = kernels().stats;  // may throw, so not among the threads
   torch::stable::parallel_for(0, tokens, rows_per_task(problem.width), [&](int64_t begin, int64_t end) {
@@ -218,14 +138,25 @@ Tensor logprob_entropy_stats_cpu(
   return stats;
 }
 
+Tensor logprob_entropy_combine_cpu(const Tensor& stats, const Tensor& temperature) {
+  rows::check_stats(stats);
+  const int64_t step = rows::temperature_stride(temperature, stats.size(1));
+  const auto* t = static_cast<const double*>(temperature.const_data_ptr());
+  Tensor out = torch::stable::new_empty(stats, {stats.size(1), 4});
+  if (stats.scalar_type() == ScalarType::Double) {
+    combine_rows(stats, t, step, static_cast<double*>(out.mutable_data_ptr()));
+  } else {
+    combine_rows(stats, t, step, static_cast<float*>(out.mutable_data_ptr()));
+  }
+  return out;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> logprob_entropy_merge_cpu(
     const Tensor& stats, const Tensor& labels, const Tensor& temperature) {
-  STD_TORCH_CHECK(
-      stats.dim() == 3 && stats.size(2) == 4 && stats.is_contiguous(),
-      "logprob_entropy: stats must be a contiguous [shards, T, 4]");
+  rows::check_stats(stats);
   const int64_t tokens = stats.size(1);
-  check_vector(labels, "labels", ScalarType::Long, tokens);
-  const int64_t step = temperature_stride(temperature, tokens);
+  rows::check_vector(labels, "labels", ScalarType::Long, tokens);
+  const int64_t step = rows::temperature_stride(temperature, tokens);
   Tensor logprobs = torch::stable::new_empty(stats, {tokens});
   Tensor entropy = torch::stable::new_empty(stats, {tokens});
   Tensor lse = torch::stable::new_empty(stats, {tokens}, ScalarType::Double);
@@ -240,7 +171,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> logprob_entropy_merge_cpu(
         stats, y, t, step, static_cast<double*>(logprobs.mutable_data_ptr()),
         static_cast<double*>(entropy.mutable_data_ptr()), l);
   } else {
-    STD_TORCH_CHECK(stats.scalar_type() == ScalarType::Float, "logprob_entropy: stats must be fp32 or fp64");
     *bad = merge_rows(
         stats, y, t, step, static_cast<float*>(logprobs.mutable_data_ptr()),
         static_cast<float*>(entropy.mutable_data_ptr()), l);
@@ -250,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> logprob_entropy_merge_cpu(
 
 Tensor logprob_entropy_backward_cpu(
     const Tensor& grad_logprobs,
-    const Tensor& grad_entropy,
+    const std::optional<Tensor>& grad_entropy,
     const Tensor& logits,
     const Tensor& labels,
     const Tensor& temperature,
@@ -266,7 +196,7 @@ Tensor logprob_entropy_backward_cpu(
 
 void logprob_entropy_backward_inplace_cpu(
     const Tensor& grad_logprobs,
-    const Tensor& grad_entropy,
+    const std::optional<Tensor>& grad_entropy,
     const Tensor& logits,
     const Tensor& labels,
     const Tensor& temperature,
@@ -276,6 +206,21 @@ void logprob_entropy_backward_inplace_cpu(
     int64_t vocab_size) {
   run_backward(
       grad_logprobs, grad_entropy, logits, labels, temperature, entropy, lse, vocab_start, vocab_size, logits);
+}
+
+void logprob_entropy_backward_out_cpu(
+    const Tensor& grad_logprobs,
+    const std::optional<Tensor>& grad_entropy,
+    const Tensor& logits,
+    const Tensor& labels,
+    const Tensor& temperature,
+    const Tensor& entropy,
+    const Tensor& lse,
+    int64_t vocab_start,
+    int64_t vocab_size,
+    const Tensor& out) {
+  run_backward(
+      grad_logprobs, grad_entropy, logits, labels, temperature, entropy, lse, vocab_start, vocab_size, out);
 }
 
 }  // namespace pyrl

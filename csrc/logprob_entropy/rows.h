@@ -24,10 +24,11 @@ struct Problem {
 // Pointers below are float*, or double* for Element::kDouble.
 struct Gradient {
   const void* grad_logprobs;   // [T]
-  const void* grad_entropy;    // [T]
+  const void* grad_entropy;    // [T], or null: it is 0
   const void* entropy;         // [T]
   const double* lse;           // [T]
-  void* out;                   // [T, width] of `element`; may be the logits themselves
+  Element out_element;         // that of the logits, or kBFloat16 or kHalf for kFloat
+  void* out;                   // [T, width]; may be the logits themselves where the elements are the same
   int64_t out_stride;
 };
 

@@ -12,11 +12,10 @@ using pyrl::rows::Gradient;
 using pyrl::rows::kIgnore;
 using pyrl::rows::Problem;
 
-// Columns worked on at a time: a tile of floats stays in L1 between the search for its maximum and its exponentials, so
-// memory is read once. Sums are kept in the compute type within a tile and in double across tiles.
-inline constexpr int64_t kTile = 1024;
-inline constexpr int kUnroll = 2;  // independent accumulators hide latency; with more, 16 registers do not hold them
-inline constexpr int64_t kBlock = kUnroll * kLanes;
+// Columns worked on at a time: a tile stays in L1 between the search for its maximum and its exponentials, so memory is
+// read once. Sums are kept in the compute type within a tile and in double across tiles.
+inline constexpr int64_t kTile = 2048;
+inline constexpr int64_t kBlock = 2 * kPair;
 
 struct RowStats {
   double m = -std::numeric_limits<double>::infinity();
@@ -35,80 +34,88 @@ struct RowStats {
   }
 };
 
-template <typename C>
-PYRL_INLINE bool holds_nan(const C* x, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) {
-    if (x[j] != x[j]) return true;
+// Below, `n` is a multiple of kBlock.
+
+template <typename E>
+PYRL_INLINE bool holds_nan(const E* x, int64_t n) {
+  for (int64_t j = 0; j < n; j += kPair) {
+    const Pair<Compute<E>> v = load16(x + j);
+    for (int i = 0; i < kLanes; ++i) {
+      if (v.a[i] != v.a[i] || v.b[i] != v.b[i]) return true;
+    }
   }
   return false;
 }
 
-// Convert n elements into `tile`, fill up to a multiple of kBlock with -inf, return the maximum.
 template <typename E, typename C = Compute<E>>
-PYRL_INLINE C load_tile(const E* x, int64_t n, C* tile) {
-  const C lowest = -std::numeric_limits<C>::infinity();
-  Vec<C> best[kUnroll];
-  for (int u = 0; u < kUnroll; ++u) best[u] = splat<C>(lowest);
-  int64_t j = 0;
-  for (; j + kBlock <= n; j += kBlock) {
-    for (int u = 0; u < kUnroll; ++u) {
-      const Vec<C> v = load8(x + j + u * kLanes);
-      store8(tile + j + u * kLanes, v);
-      best[u] = max8(v, best[u]);
-    }
+PYRL_INLINE C largest(const E* x, int64_t n) {
+  const Vec<C> lowest = splat<C>(-std::numeric_limits<C>::infinity());
+  Vec<C> best[] = {lowest, lowest, lowest, lowest};
+  for (int64_t j = 0; j < n; j += kBlock) {
+    const Pair<C> v = load16(x + j);
+    const Pair<C> w = load16(x + j + kPair);
+    best[0] = max8(v.a, best[0]);
+    best[1] = max8(v.b, best[1]);
+    best[2] = max8(w.a, best[2]);
+    best[3] = max8(w.b, best[3]);
   }
-  if (j < n) {
-    E rest[kBlock];
-    std::memcpy(rest, x + j, (n - j) * sizeof(E));
-    std::memset(static_cast<void*>(rest + (n - j)), 0, (kBlock - (n - j)) * sizeof(E));
-    for (int u = 0; u < kUnroll; ++u) store8(tile + j + u * kLanes, load8(rest + u * kLanes));
-    for (int64_t i = n; i < j + kBlock; ++i) tile[i] = lowest;
-    for (int u = 0; u < kUnroll; ++u) best[u] = max8(load8(tile + j + u * kLanes), best[u]);
-  }
-  for (int u = 1; u < kUnroll; ++u) best[0] = max8(best[u], best[0]);
-  C result = lowest;
-  for (int i = 0; i < kLanes; ++i) result = best[0][i] > result ? best[0][i] : result;
+  const Vec<C> either = max8(max8(best[0], best[1]), max8(best[2], best[3]));
+  C result = either[0];
+  for (int i = 1; i < kLanes; ++i) result = either[i] > result ? either[i] : result;
   return result;
 }
 
-// S and R of a tile of `padded` values (a multiple of kBlock) against the maximum m.
 template <typename C>
-PYRL_INLINE void add_tile(const C* tile, int64_t padded, C m, C inv_t, RowStats& row) {
-  Vec<C> s[kUnroll] = {};
-  Vec<C> r[kUnroll] = {};
-  const Vec<C> cutoff = splat<C>(exp_cutoff(C{}));
-  for (int64_t j = 0; j < padded; j += kBlock) {
-    for (int u = 0; u < kUnroll; ++u) {
-      const Vec<C> d = (load8(tile + j + u * kLanes) - m) * inv_t;
-      const Vec<C> bounded = d < cutoff ? cutoff : d;
-      const Vec<C> e = d < cutoff ? Vec<C>{} : exp8(bounded);
-      s[u] += e;
-      r[u] += bounded * e;
-    }
+struct Sums {
+  Vec<C> s{}, r{};
+
+  PYRL_INLINE void add(Vec<C> x, C m, C scale) {
+    const Vec<C> d = max8(splat<C>(exp2_cutoff(C{})), (x - m) * scale);
+    const Vec<C> e = exp2_8(d);
+    s += e;
+    r += d * e;
   }
-  for (int u = 1; u < kUnroll; ++u) {
-    s[0] += s[u];
-    r[0] += r[u];
+};
+
+// S and R against the maximum m. The next tile is fetched meanwhile, or memory would stand still until it is asked for.
+template <typename E, typename C = Compute<E>>
+PYRL_INLINE void add_sums(const E* x, int64_t n, C m, double inv_t, RowStats& row) {
+  const C scale = static_cast<C>(inv_t * kLog2E);
+  Sums<C> a, b;  // two, since one would wait for itself; more than two do not fit in 16 registers
+  for (int64_t j = 0; j < n; j += kPair) {
+    __builtin_prefetch(x + j + kTile);
+    const Pair<C> v = load16(x + j);
+    a.add(v.a, m, scale);
+    b.add(v.b, m, scale);
   }
-  row.s += sum8(s[0]);
-  row.r += sum8(r[0]);
+  row.s += sum8(a.s + b.s);
+  row.r += kLn2 * sum8(a.r + b.r);
 }
 
 template <typename E, typename C = Compute<E>>
+PYRL_INLINE void add_tile(const E* x, int64_t n, double inv_t, RowStats& row) {
+  const C best = largest(x, n);
+  if (best > row.m) row.raise_max(best, inv_t);
+  if (row.m == -std::numeric_limits<double>::infinity()) {
+    if (holds_nan(x, n)) row.s = std::numeric_limits<double>::quiet_NaN();
+    return;
+  }
+  add_sums(x, n, static_cast<C>(row.m), inv_t, row);
+}
+
+template <typename E>
 PYRL_INLINE RowStats row_stats(const E* x, int64_t n, double temperature) {
   const double inv_t = 1.0 / temperature;
   RowStats row;
-  alignas(64) C tile[kTile];
-  for (int64_t start = 0; start < n; start += kTile) {
-    const int64_t columns = n - start < kTile ? n - start : kTile;
-    const C best = load_tile(x + start, columns, tile);
-    if (best > row.m) row.raise_max(best, inv_t);
-    if (row.m == -std::numeric_limits<double>::infinity()) {
-      if (holds_nan(tile, columns)) row.s = std::numeric_limits<double>::quiet_NaN();
-      continue;
-    }
-    const int64_t padded = (columns + kBlock - 1) / kBlock * kBlock;
-    add_tile(tile, padded, static_cast<C>(row.m), static_cast<C>(inv_t), row);
+  const int64_t whole = n / kTile * kTile;
+  for (int64_t start = 0; start < whole; start += kTile) add_tile(x + start, kTile, inv_t, row);
+  if (whole < n) {
+    alignas(64) E tile[kTile];  // the rest, filled up with -inf, which adds nothing
+    const int64_t rest = n - whole;
+    const int64_t padded = (rest + kBlock - 1) / kBlock * kBlock;
+    std::memcpy(static_cast<void*>(tile), x + whole, rest * sizeof(E));
+    for (int64_t j = rest; j < padded; ++j) tile[j] = minus_infinity<E>();
+    add_tile(tile, padded, inv_t, row);
   }
   return row;
 }
@@ -132,41 +139,45 @@ void stats_rows(const Problem& problem, C* stats, int64_t begin, int64_t end) {
   }
 }
 
-// What a row of the gradient is made of, folded: dx_j = p_j (k0 + k1 d_j), d_j = ((x_j - hi) - lo) inv_t = ln p_j.
+// What a row of the gradient is made of, folded: dx_j = p_j (k0 + k1 d_j), d_j = ((x_j - hi) - lo) scale = log2 p_j.
 template <typename C>
 struct RowFactors {
-  C hi, lo, inv_t, k0, k1;
+  C hi, lo, scale, k0, k1;
 };
 
 template <typename C>
 PYRL_INLINE Vec<C> gradient8(Vec<C> x, const RowFactors<C>& f) {
-  const Vec<C> cutoff = splat<C>(exp_cutoff(C{}));
-  const Vec<C> d = ((x - f.hi) - f.lo) * f.inv_t;
-  const Vec<C> bounded = d < cutoff ? cutoff : d;
-  const Vec<C> p = d < cutoff ? Vec<C>{} : exp8(bounded);
-  return p * (f.k0 + f.k1 * bounded);
+  const Vec<C> d = max8(splat<C>(exp2_cutoff(C{})), ((x - f.hi) - f.lo) * f.scale);
+  return exp2_8(d) * (f.k0 + f.k1 * d);
 }
 
-template <typename E, typename C = Compute<E>>
-PYRL_INLINE void row_backward(const E* x, E* out, int64_t n, const RowFactors<C>& factors) {
+template <typename E, typename O>
+PYRL_INLINE void backward16(const E* x, O* out, const RowFactors<Compute<E>>& factors) {
+  const Pair<Compute<E>> v = load16(x);
+  store16<E>(out, {gradient8(v.a, factors), gradient8(v.b, factors)});
+}
+
+template <typename E, typename O, typename C = Compute<E>>
+PYRL_INLINE void row_backward(const E* x, O* out, int64_t n, const RowFactors<C>& factors) {
   int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) store8(out + j, gradient8(load8(x + j), factors));
+  for (; j + kPair <= n; j += kPair) backward16(x + j, out + j, factors);
   if (j < n) {
-    E rest[kLanes] = {};
-    std::memcpy(rest, x + j, (n - j) * sizeof(E));
-    store8(rest, gradient8(load8(rest), factors));
-    std::memcpy(out + j, rest, (n - j) * sizeof(E));
+    E rest[kPair] = {};
+    O result[kPair];
+    std::memcpy(static_cast<void*>(rest), x + j, (n - j) * sizeof(E));
+    backward16(rest, result, factors);
+    std::memcpy(static_cast<void*>(out + j), result, (n - j) * sizeof(O));
   }
 }
 
-template <typename E, typename C = Compute<E>>
+template <typename E, typename O, typename C = Compute<E>>
 void backward_rows(const Problem& problem, const Gradient& gradient, int64_t begin, int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
-    E* out = static_cast<E*>(gradient.out) + t * gradient.out_stride;
+    O* out = static_cast<O*>(gradient.out) + t * gradient.out_stride;
     const double g_l = static_cast<const C*>(gradient.grad_logprobs)[t];
-    const double g_h = static_cast<const C*>(gradient.grad_entropy)[t];
+    const double g_h = gradient.grad_entropy == nullptr ? 0 : static_cast<const C*>(gradient.grad_entropy)[t];
     if (problem.labels[t] == kIgnore || (g_l == 0 && g_h == 0)) {
-      std::memset(static_cast<void*>(out), 0, problem.width * sizeof(E));
+      std::memset(static_cast<void*>(out), 0, problem.width * sizeof(O));
       continue;
     }
     const E* x = static_cast<const E*>(problem.logits) + t * problem.row_stride;
@@ -178,21 +189,21 @@ void backward_rows(const Problem& problem, const Gradient& gradient, int64_t beg
     const RowFactors<C> factors{
         hi,
         static_cast<C>(centre - hi),
-        static_cast<C>(inv_t),
+        static_cast<C>(inv_t * kLog2E),
         static_cast<C>(-inv_t * (g_l + g_h * entropy)),
-        static_cast<C>(-inv_t * g_h)};
+        static_cast<C>(-inv_t * g_h * kLn2)};
 
     const int64_t y = problem.labels[t] - problem.vocab_start;
     const bool owns_label = y >= 0 && y < problem.valid;
     const double d_y = owns_label ? (static_cast<double>(load1(x + y)) - centre) * inv_t : 0;
-    row_backward<E>(x, out, problem.valid, factors);
+    row_backward(x, out, problem.valid, factors);
     if (owns_label) {  // 1 - p is formed in double: near p = 1 its rounding is the whole gradient
       const double p = std::exp(d_y);
       const double entropy_part = p == 0 ? 0 : g_h * p * (d_y + entropy);
       store1(out + y, static_cast<C>(inv_t * (-g_l * std::expm1(d_y) - entropy_part)));
     }
     if (problem.valid < problem.width) {
-      std::memset(static_cast<void*>(out + problem.valid), 0, (problem.width - problem.valid) * sizeof(E));
+      std::memset(static_cast<void*>(out + problem.valid), 0, (problem.width - problem.valid) * sizeof(O));
     }
   }
 }
@@ -217,13 +228,20 @@ void stats(const Problem& problem, void* stats, int64_t begin, int64_t end) {
 void backward(const Problem& problem, const Gradient& gradient, int64_t begin, int64_t end) {
   switch (problem.element) {
     case Element::kFloat:
-      return backward_rows<float>(problem, gradient, begin, end);
+      switch (gradient.out_element) {
+        case Element::kBFloat16:
+          return backward_rows<float, BFloat16>(problem, gradient, begin, end);
+        case Element::kHalf:
+          return backward_rows<float, Half>(problem, gradient, begin, end);
+        default:
+          return backward_rows<float, float>(problem, gradient, begin, end);
+      }
     case Element::kDouble:
-      return backward_rows<double>(problem, gradient, begin, end);
+      return backward_rows<double, double>(problem, gradient, begin, end);
     case Element::kBFloat16:
-      return backward_rows<BFloat16>(problem, gradient, begin, end);
+      return backward_rows<BFloat16, BFloat16>(problem, gradient, begin, end);
     case Element::kHalf:
-      return backward_rows<Half>(problem, gradient, begin, end);
+      return backward_rows<Half, Half>(problem, gradient, begin, end);
   }
 }
 

@@ -1,8 +1,15 @@
-// Exact sums for the token covariance cov_t = (logprob_t - mean logprob) (advantage_t - mean advantage).
+// Token covariance cov_t = (logprob_t - mean logprob) (advantage_t - mean advantage), arXiv 2505.22617 eq. 10: one term of
+// the covariance that eq. 7 ties to the change of entropy.
 //
-// An fp32 number is an integer M (|M| < 2^24) times 2^(s - 149), s in [0, 253]. M 2^(s mod 8) is added to the int64
-// limb s / 8, so a sum is 32 limbs of weight 2^(8 limb - 149): no rounding, no range to choose, and no overflow below
-// 2^32 tokens. Limbs add as integers, so any partition of the tokens over threads and ranks gives the same bits.
+// The means run over the tokens where `mask` is true and both numbers are finite, of all ranks. Their sums are exact
+// integers (exact_sum.h), added over ranks by one integer all-reduce of 152 bytes; a mean is rounded once, to fp64, and
+// cov_t is two fp64 subtractions and a product, rounded to fp32. No step leaves the order of additions or a fused
+// multiply-add to choose, so the result is the same bits for any partition, and on CPU and CUDA.
+//
+// CUDA: one pass for the sums, one for the result; every block of the second divides the sums itself, which costs less
+// than a launch. Budget for 3 million tokens on an H100 (132 multiprocessors, 3.0 TB/s of copy bandwidth):
+//   sums     4 + 4 + 1 bytes a token = 27 MB, 9 us; about 80 integer instructions a token, 10 us at 60% issue rate
+//   result   9 bytes read and 4 written = 39 MB, 13 us from memory, less where the 50 MB L2 still holds the inputs
 #pragma once
 
 #include <cstdint>
@@ -11,13 +18,26 @@
 
 namespace pyrl {
 
-inline constexpr int64_t kSumLimbs = 32;
-
-// logprobs, advantages fp32 [T]; mask bool [T] -> int64 [2 kSumLimbs + 1]: limbs of the sum of logprobs, limbs of the
-// sum of advantages, and the count, over tokens where mask is true and both numbers are finite.
+// logprobs, advantages fp32 [T]; mask bool [T] -> int64 [covariance::kSums]
 torch::stable::Tensor covariance_sums_cpu(
     const torch::stable::Tensor& logprobs,
     const torch::stable::Tensor& advantages,
     const torch::stable::Tensor& mask);
+torch::stable::Tensor covariance_sums_cuda(
+    const torch::stable::Tensor& logprobs,
+    const torch::stable::Tensor& advantages,
+    const torch::stable::Tensor& mask);
+
+// -> fp32 [T]: 0 where masked, NaN where a valid token's log-prob or advantage is not finite.
+torch::stable::Tensor token_covariance_cpu(
+    const torch::stable::Tensor& logprobs,
+    const torch::stable::Tensor& advantages,
+    const torch::stable::Tensor& mask,
+    const torch::stable::Tensor& sums);
+torch::stable::Tensor token_covariance_cuda(
+    const torch::stable::Tensor& logprobs,
+    const torch::stable::Tensor& advantages,
+    const torch::stable::Tensor& mask,
+    const torch::stable::Tensor& sums);
 
 }  // namespace pyrl

@@ -18,10 +18,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from pyrl.config import RunConfig
 from pyrl.learner.checks import Watch
 from pyrl.learner.exchange import broadcast_from_last_stage
+from pyrl.learner.head import score_tokens
 from pyrl.learner.model import build_policy
 from pyrl.learner.packed import pack_inputs
 from pyrl.learner.parallel import Parallel
-from pyrl.ops import logprob_entropy
 from pyrl.types import PackedBatch, TokenScores, UpdateResult
 from pyrl.weights.gather import iter_hf_weights
 from pyrl.weights.hf_io import save_hf_folder
@@ -168,13 +168,14 @@ class Learner:
             packed_seq_params=inputs,
         )
 
-        def loss(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-            logprobs, entropy = logprob_entropy(
-                logits.flatten(0, 1),
+        def loss(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+            logprobs, entropy = score_tokens(
+                self.model,
+                output,
                 batch.labels,
                 vocab_size=self.policy.shape.vocab_size,
-                group=self.parallel.tp_group if self.parallel.tp_size > 1 else None,
-                inplace_backward=True,  # nothing else reads the logits: the output layer keeps its input and weight
+                logits_dtype=self.config.model.logits_dtype,
+                parallel=self.parallel,
             )
             value, outputs = head(index, batch, logprobs, entropy)
             return value, torch.zeros((), dtype=torch.int, device=value.device), outputs

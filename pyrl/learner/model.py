@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from pyrl.config import ConfigError, ModelConfig, ParallelConfig
 from pyrl.learner.attention import PackedAttention, choose_attention
+from pyrl.learner.head import model_class
 from pyrl.learner.parallel import Parallel
 from pyrl.weights.families import ModelShape, parameter_rules, read_hf_config, read_shape
 from pyrl.weights.hf_io import check_hf_weights, load_hf_weights
@@ -92,7 +93,7 @@ def build_policy(config: ModelConfig, parallel_config: ParallelConfig, parallel:
     plan = plan_policy(config, parallel)
     shape, padded = plan.shape, plan.padded_vocab_size
     megatron_config = _transformer_config(config, parallel_config, parallel, shape, plan.dtype)
-    model = GPTModel(
+    model = model_class(config)(
         config=megatron_config,
         transformer_layer_spec=_layer_specs(plan.attention, megatron_config, parallel),
         vocab_size=padded,

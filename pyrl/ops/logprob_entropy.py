@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from pyrl.ops import _check, _library  # noqa: F401  (loading the library defines torch.ops.pyrl)
+from pyrl.ops.device_flag import ValueErrors, device_flag
 
 IGNORE = -100
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -41,7 +42,8 @@ def logprob_entropy(
     Raises:
         ValueError: a wrong shape, dtype or device; a label outside [0, vocab_size) other than -100; a temperature that
             is not finite and positive; a row that is read and holds NaN, +inf, or nothing but -inf. (A label on a -inf
-            logit is no error: its log-prob is -inf.)
+            logit is no error: its log-prob is -inf.) What only the values tell is raised on the CPU; on CUDA, where
+            nothing waits for the device, the row's outputs are NaN and the device flag is set (`pyrl.ops.device_flag`).
     """
     _check.tensor("logits", logits, _FLOATS, ("T", "Vp/tp"))
     tokens, width = logits.shape
@@ -65,18 +67,20 @@ def _temperature(value: float | torch.Tensor, logits: torch.Tensor) -> torch.Ten
     if not isinstance(value, torch.Tensor):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise _check.wrong("temperature", value, wanted)
-        return torch.tensor([value], dtype=torch.float64, device=logits.device)
+        return torch.full((1,), value, dtype=torch.float64, device=logits.device)
     _check.tensor("temperature", value, (torch.float32,), (logits.shape[0],), logits.device)
     if value.requires_grad:
         raise ValueError("temperature: got a tensor that requires grad, wanted one that does not: it gets no gradient")
     unfit = ~((value > 0) & value.isfinite())
-    if unfit.any():
+    if not value.is_cuda and unfit.any():
         row = int(unfit.nonzero()[0])
         raise ValueError(f"temperature: got {value[row].item()} at row {row}, wanted {wanted}")
     return value.double().contiguous()
 
 
 def _check_labels(labels: torch.Tensor, vocab_size: int) -> None:
+    if labels.is_cuda:  # the kernel marks these rows
+        return
     unfit = ((labels < 0) & (labels != IGNORE)) | (labels >= vocab_size)
     if unfit.any():
         row = int(unfit.nonzero()[0])
@@ -108,22 +112,31 @@ class _LogprobEntropy(torch.autograd.Function):
         else:
             shards = stats.unsqueeze(0)
         logprobs, entropy, lse, bad_row = torch.ops.pyrl.logprob_entropy_merge(shards, labels, temperature)
-        _raise_on_bad_row(int(bad_row), shards)
+        _report_bad_row(bad_row, shards)
         ctx.save_for_backward(logits, labels, temperature, entropy, lse)
         ctx.vocab_start, ctx.vocab_size, ctx.inplace = start, vocab_size, inplace_backward
+        ctx.set_materialize_grads(False)  # an entropy that is not used costs nothing backward
         return logprobs, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_logprobs, grad_entropy):
         logits, labels, temperature, entropy, lse = ctx.saved_tensors
-        upstream = grad_logprobs.contiguous(), grad_entropy.contiguous()
+        upstream = upstream_gradients(grad_logprobs, grad_entropy, like=entropy)
         rest = (logits, labels, temperature, entropy, lse, ctx.vocab_start, ctx.vocab_size)
         if not ctx.inplace:
             return torch.ops.pyrl.logprob_entropy_backward(*upstream, *rest), None, None, None, None, None
         torch.ops.pyrl.logprob_entropy_backward_(*upstream, *rest)
         torch.autograd.graph.increment_version(logits)  # so that another use of the old values is an error
         return logits.detach(), None, None, None, None, None
+
+
+def upstream_gradients(
+    grad_logprobs: torch.Tensor | None, grad_entropy: torch.Tensor | None, *, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As the kernels take them: contiguous, and None for an entropy that has no gradient."""
+    grad_logprobs = torch.zeros_like(like) if grad_logprobs is None else grad_logprobs.contiguous()
+    return grad_logprobs, None if grad_entropy is None else grad_entropy.contiguous()
 
 
 def _all_gather(stats: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
@@ -136,8 +149,12 @@ def _all_gather(stats: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     return gathered.view(ranks, stats.shape[0], 4)
 
 
-def _raise_on_bad_row(row: int, shards: torch.Tensor) -> None:
-    """Every rank holds the same statistics, so every rank raises."""
+def _report_bad_row(bad_row: torch.Tensor, shards: torch.Tensor) -> None:
+    """Raise on the CPU, set the flag on a device. Every rank holds the same statistics, so every rank does."""
+    if bad_row.is_cuda:
+        device_flag(bad_row.device).bitwise_or_((bad_row >= 0) * int(ValueErrors.BAD_ROW))
+        return
+    row = int(bad_row)
     if row < 0:
         return
     largest, total = shards[:, row, 0].max().item(), shards[:, row, 1].sum().item()
@@ -154,6 +171,11 @@ def _raise_on_bad_row(row: int, shards: torch.Tensor) -> None:
 def _(logits, labels, temperature, vocab_start, vocab_size):
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return logits.new_empty((logits.shape[0], 4), dtype=dtype)
+
+
+@torch.library.register_fake("pyrl::logprob_entropy_combine")
+def _(stats, temperature):
+    return stats.new_empty(stats.shape[1:])
 
 
 @torch.library.register_fake("pyrl::logprob_entropy_merge")
@@ -174,4 +196,9 @@ def _(grad_logprobs, grad_entropy, logits, labels, temperature, entropy, lse, vo
 
 @torch.library.register_fake("pyrl::logprob_entropy_backward_")
 def _(grad_logprobs, grad_entropy, logits, labels, temperature, entropy, lse, vocab_start, vocab_size):
+    return None
+
+
+@torch.library.register_fake("pyrl::logprob_entropy_backward_out")
+def _(grad_logprobs, grad_entropy, logits, labels, temperature, entropy, lse, vocab_start, vocab_size, out):
     return None

@@ -1,11 +1,10 @@
 """Exact selection of tokens over a data-parallel group without gathering them: the same set for any partition.
 
 Every token has a key, a string of bytes. A round takes the next byte: the ranks add their histograms of it, all see in
-which of the 256 bins the k-th key lies, tokens in bins before it are in, tokens in bins after it are out, and the next
-round looks at that bin alone. A key is a 32-bit image of the covariance that keeps its order (KL-Cov only), then the
-64-bit mix of (seed, token uid), which no two tokens share: ties go by it, and by it alone the band is drawn. Counts are
-integers, so partition and order of reduction change nothing. At most 12 rounds of 1 KiB; one or two are usual where
-keys are random, four where they are covariances.
+which of the 256 bins the k-th key lies, and the next round looks at that bin alone. A key is a 32-bit image of the
+covariance that keeps its order (KL-Cov only), then the 64-bit mix of (seed, token uid), which no two tokens share: ties
+go by it, and by it alone the band is drawn. Counts are integers, so partition and order of reduction change nothing.
+12 rounds of 1032 bytes, 8 for the band; what they find stays on the device. Formulas: csrc/selection.
 """
 
 from __future__ import annotations
@@ -16,10 +15,18 @@ from fractions import Fraction
 import torch
 import torch.distributed as dist
 
-from pyrl.ops import _check
-from pyrl.ops.counter import as_int64, mix, mix_uids
+from pyrl.ops import _check, _library  # noqa: F401  (loading the library defines torch.ops.pyrl)
+from pyrl.ops.counter import as_int64, mix
+from pyrl.ops.device_flag import ValueErrors, device_flag
 
-_BINS = 256
+# Equal to the constants of csrc/selection/key.h.
+_ROUNDS = 12
+_ORDER_ROUNDS = 4
+_COUNTS = 258
+_STATE_WORDS = 7
+_VALID, _SAME_UID, _ERRORS = 4, 5, 6
+_MAX_VALID = 2**31 - 1
+
 _SALT_TOP = 0x746F70  # "top": select_top and select_band draw apart under one seed
 _SALT_BAND = 0x62616E64  # "band"
 
@@ -52,14 +59,12 @@ def select_top(
         bool [T]
 
     Raises:
-        ValueError: a wrong shape, dtype or device; ratio outside [0, 1]; token uids that are not unique, where that
-            decides who is selected.
+        ValueError: a wrong shape, dtype or device; ratio outside [0, 1]. Token uids that are not unique, where that
+            decides who is selected, or 2^31 valid tokens: on CUDA, where nothing waits for the device, these two set
+            its flag instead (`pyrl.ops.device_flag`).
     """
     _check_arguments(cov, mask, ratio, token_uids, seed)
-    candidates = mask & cov.isfinite()
-    # Largest first = smallest complement first.
-    order = _descending_key(cov)
-    return _select(order, candidates, mask, ratio, token_uids, mix(seed, _SALT_TOP), group)
+    return _select(cov, mask, None, token_uids, ratio, -math.inf, math.inf, True, mix(seed, _SALT_TOP), group)
 
 
 def select_band(
@@ -90,12 +95,9 @@ def select_band(
     _check_arguments(cov, mask, ratio, token_uids, seed)
     if not lower < upper:
         raise ValueError(f"lower, upper: got {lower!r}, {upper!r}, wanted lower < upper")
-    exact = cov.double()  # a bound such as 0.1 is not rounded to fp32 before the comparison
-    candidates = mask & cov.isfinite() & (exact > lower) & (exact < upper)
     if eligible is not None:
         _check.tensor("eligible", eligible, (torch.bool,), tuple(cov.shape), cov.device)
-        candidates &= eligible
-    return _select(None, candidates, mask, ratio, token_uids, mix(seed, _SALT_BAND), group)
+    return _select(cov, mask, eligible, token_uids, ratio, lower, upper, False, mix(seed, _SALT_BAND), group)
 
 
 def _check_arguments(cov: torch.Tensor, mask: torch.Tensor, ratio: float, token_uids: torch.Tensor, seed: int) -> None:
@@ -108,64 +110,77 @@ def _check_arguments(cov: torch.Tensor, mask: torch.Tensor, ratio: float, token_
         raise _check.wrong("seed", seed, "an int")
 
 
-def quota(ratio: float, valid: int, candidates: int) -> int:
-    """How many tokens to select: min(candidates, max(1, floor(ratio valid))), 0 for ratio 0 or no valid token.
-
-    The ratio is the shortest decimal that names the float; the product is exact.
-    """
-    if ratio == 0 or valid == 0:
-        return 0
-    return min(candidates, max(1, math.floor(Fraction(repr(float(ratio))) * valid)))
-
-
-def _descending_key(cov: torch.Tensor) -> torch.Tensor:
-    """int64 [T] in [0, 2^32): smaller for a larger covariance; -0 equals 0."""
-    bits = cov.detach().contiguous().view(torch.int32).long() & 0xFFFFFFFF
-    bits = torch.where(bits == 0x80000000, 0, bits)
-    ascending = torch.where(bits >> 31 == 1, ~bits & 0xFFFFFFFF, bits | 0x80000000)
-    return 0xFFFFFFFF - ascending
-
-
 def _select(
-    order: torch.Tensor | None,
-    candidates: torch.Tensor,
+    cov: torch.Tensor,
     mask: torch.Tensor,
-    ratio: float,
+    eligible: torch.Tensor | None,
     token_uids: torch.Tensor,
+    ratio: float,
+    lower: float,
+    upper: float,
+    by_covariance: bool,
     seed: int,
     group: dist.ProcessGroup | None,
 ) -> torch.Tensor:
-    """The k candidates that come first by (order, mix of seed and uid)."""
-    selected = torch.zeros_like(mask)
+    """The k candidates that come first by (covariance, if `by_covariance`; mix of seed and uid)."""
     if ratio == 0:
-        return selected
-    counts = torch.stack((mask.sum(), candidates.sum()))
-    n, total = _all_reduce(counts, group).tolist()
-    if n >= 2**31:
-        raise ValueError(f"mask: got {n} valid tokens over the group, wanted fewer than 2^31")
-    k = quota(ratio, n, total)
-    if k == total:
-        return candidates
-    words = [(order, 32)] if order is not None else []
-    words.append((mix_uids(token_uids, as_int64(seed)), 64))
-    active = candidates.nonzero().squeeze(1)  # the candidates whose key begins like the k-th
-    for word, bits in words:
-        for shift in range(bits - 8, -8, -8):
-            digit = (word[active] >> shift) & (_BINS - 1)
-            histogram = _all_reduce(torch.bincount(digit, minlength=_BINS).int(), group)
-            before = histogram.cumsum(0)
-            pivot = int((before < k).sum())  # the bin that holds the k-th key
-            selected[active[digit < pivot]] = True
-            active = active[digit == pivot]
-            here = int(histogram[pivot])
-            k -= int(before[pivot]) - here
-            if k == here:
-                selected[active] = True
-                return selected
-    raise ValueError(f"token_uids: got {here} tokens with the same uid, wanted uids that are unique over the group")
+        return torch.zeros_like(mask)
+    tokens = cov.detach(), mask, eligible, token_uids, float(lower), float(upper), by_covariance, as_int64(seed)
+    share = exact_fraction(ratio).as_integer_ratio()
+    first = 0 if by_covariance else _ORDER_ROUNDS
+    state = token_uids.new_zeros(_STATE_WORDS)
+    counts = token_uids.new_zeros((_ROUNDS - first, _COUNTS), dtype=torch.int32)
+    for digit, digit_counts in enumerate(counts.unbind(), first):
+        torch.ops.pyrl.selection_histogram(*tokens, digit, state, digit_counts)
+        if _check.group_size(group) > 1:
+            dist.all_reduce(digit_counts, group=group)
+        torch.ops.pyrl.selection_advance(digit_counts, by_covariance, digit, *share, state)
+    selected = torch.ops.pyrl.selection_mark(*tokens, state)
+    _report(state)
+    return selected
 
 
-def _all_reduce(counts: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
-    if _check.group_size(group) > 1:
-        dist.all_reduce(counts, group=group)
-    return counts
+def exact_fraction(ratio: float) -> Fraction:
+    """The fraction with which floor(n ratio) is exact for every n < 2^31 in 64-bit integers.
+
+    The ratio is the shortest decimal that names the float, which may have too many digits; of the fractions whose
+    denominator is below 2^31 this is the largest that is not above it. For an integer m and n < 2^31, m <= n ratio says
+    that m / n, one of those fractions, is not above the ratio, hence not above the largest: both have the same floors.
+    """
+    exact = Fraction(repr(float(ratio)))
+    nearest = exact.limit_denominator(_MAX_VALID)
+    if nearest <= exact:
+        return nearest
+    # Its left neighbour p / q in the Farey sequence: numerator q - p denominator = 1, and q as large as may be.
+    numerator, denominator = nearest.as_integer_ratio()
+    q = _MAX_VALID - (_MAX_VALID - pow(numerator, -1, denominator)) % denominator
+    return Fraction((numerator * q - 1) // denominator, q)
+
+
+def _report(state: torch.Tensor) -> None:
+    """A value error of the search: raised on the CPU, and on a device that would have to be waited for, flagged."""
+    if state.device.type != "cpu":
+        device_flag(state.device).bitwise_or_(state.narrow(0, _ERRORS, 1))
+        return
+    valid, same_uid, errors = state[[_VALID, _SAME_UID, _ERRORS]].tolist()
+    if errors & ValueErrors.TOO_MANY_TOKENS:
+        raise ValueError(f"mask: got {valid} valid tokens over the group, wanted fewer than 2^31")
+    if errors & ValueErrors.SAME_UID:
+        raise ValueError(
+            f"token_uids: got {same_uid} tokens with the same uid, wanted uids that are unique over the group"
+        )
+
+
+@torch.library.register_fake("pyrl::selection_histogram")
+def _(cov, mask, eligible, token_uids, lower, upper, by_covariance, seed, round, state, counts):
+    return None
+
+
+@torch.library.register_fake("pyrl::selection_advance")
+def _(counts, by_covariance, round, numerator, denominator, state):
+    return None
+
+
+@torch.library.register_fake("pyrl::selection_mark")
+def _(cov, mask, eligible, token_uids, lower, upper, by_covariance, seed, state):
+    return mask.new_empty(mask.shape)

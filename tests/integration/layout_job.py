@@ -30,6 +30,7 @@ class Variant:
     distributed_optimizer: bool = True
     max_tokens: int = 4000
     recompute: str = "none"
+    lm_head: str = "unfused"
     export: str | None = None
     """Write the loaded model back to this folder before the first update."""
     improve: bool = False
@@ -50,7 +51,7 @@ def _run(variant: Variant, parallel: Any) -> dict[str, Any]:
 
     config = run_config(
         Path(variant.model),
-        model={"recompute": variant.recompute},
+        model={"recompute": variant.recompute, "lm_head": variant.lm_head},
         parallel={
             "tp": variant.tp,
             "pp": variant.pp,

@@ -50,12 +50,14 @@ def results(folders: dict[str, Path]) -> Results:
                 Variant("recompute full", tied, recompute="full"),
                 Variant("recompute selective", tied, recompute="selective"),
                 Variant("replicated optimizer", tied, distributed_optimizer=False),
+                Variant("fused head", tied, lm_head="fused"),
             ]
         ],
         2: [
             [
                 Variant("tp2", tied, tp=2, improve=True),
                 Variant("tp2 sequence parallel", tied, tp=2, sequence_parallel=True, max_tokens=250),
+                Variant("tp2 fused head", tied, tp=2, sequence_parallel=True, max_tokens=250, lm_head="fused"),
                 Variant("tp2 one kv head", grouped, tp=2),
             ],
             [Variant("pp2", tied, pp=2, max_tokens=250, improve=True), Variant("pp2 untied", untied, pp=2)],
@@ -84,8 +86,10 @@ PAIRS = [
     ("recompute full", "base"),
     ("recompute selective", "base"),
     ("replicated optimizer", "base"),
+    ("fused head", "base"),
     ("tp2", "base"),
     ("tp2 sequence parallel", "base"),
+    ("tp2 fused head", "base"),
     ("tp2 one kv head", "base one kv head"),
     ("pp2", "base"),
     ("pp2 untied", "base untied"),

@@ -20,6 +20,7 @@ from pyrl.learner import learner as learner_module
 from pyrl.learner.checks import NonFiniteError
 from pyrl.learner.learner import Learner
 from pyrl.learner.parallel import Parallel, destroy_parallel, init_parallel
+from pyrl.ops.device_flag import ValueErrors, device_flag
 from pyrl.types import PackedBatch
 from tests.learner.tiny import VOCAB, random_sequences, run_config, save_tiny_model
 
@@ -121,6 +122,22 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path, paralle
     assert all(tensor.isfinite().all() for _, tensor in learner.hf_weights())
 
 
+def test_what_an_op_refused_on_the_device_stops_before_the_step(tmp_path: Path, parallel: Parallel) -> None:
+    save_tiny_model("qwen2", tmp_path)
+    learner = Learner(run_config(tmp_path), parallel)
+    before = parameters_of(learner)
+
+    def flagged(batch: PackedBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> Any:
+        device_flag(parallel.device).bitwise_or_(torch.tensor(ValueErrors.SAME_UID))  # as the selection does on CUDA
+        return objective(batch, logprobs, entropy)
+
+    batch = pack(random_sequences(4))
+    with pytest.raises(NonFiniteError, match=r"token_uids: got tokens with the same uid.*in update 0, on rank 0"):
+        learner.update([batch], flagged)
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.hf_weights())
+    learner.update([batch], objective)  # and the flag is clear
+
+
 def test_an_infinite_gradient_stops_before_the_step(tmp_path: Path, parallel: Parallel) -> None:
     save_tiny_model("qwen2", tmp_path)
     learner = Learner(run_config(tmp_path), parallel)
@@ -150,14 +167,14 @@ def test_impossible_token_values_are_named(
 ) -> None:
     save_tiny_model("qwen2", tmp_path)
     learner = Learner(run_config(tmp_path), parallel)
-    real = learner_module.logprob_entropy
+    real = learner_module.score_tokens
 
     def tampered(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         results = [t.clone() for t in real(*args, **kwargs)]
         results[["logprobs", "entropy"].index(tensor)][7] = value
         return results[0], results[1]
 
-    monkeypatch.setattr(learner_module, "logprob_entropy", tampered)
+    monkeypatch.setattr(learner_module, "score_tokens", tampered)
     batch = pack(random_sequences(4))
     before = parameters_of(learner)
     if not bad:

@@ -1,4 +1,4 @@
-"""The counter-based mix: known values, and C++ equal to Python."""
+"""The counter-based mix: known values, and C++ and CUDA equal to Python."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def test_known_values():
     assert outputs == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 
-@given(st.lists(INT64, max_size=20), INT64)
-def test_cpp_equals_python(uids, seed):
-    got = counter.mix_uids(torch.tensor(uids, dtype=torch.int64), seed).tolist()
+@given(uids=st.lists(INT64, max_size=20), seed=INT64)
+def test_cpp_equals_python(device, uids, seed):
+    got = counter.mix_uids(torch.tensor(uids, dtype=torch.int64, device=device), seed).tolist()
     assert got == [counter.as_int64(counter.mix(seed, uid)) for uid in uids]
 
 
-def test_strided_uids():
-    uids = torch.arange(20)
+def test_strided_uids(device):
+    uids = torch.arange(20, device=device)
     assert torch.equal(counter.mix_uids(uids[::2], 3), counter.mix_uids(uids, 3)[::2])
 
 

@@ -42,11 +42,15 @@ def same_bits(a, b):
     ) and (torch.equal(a.isnan(), b.isnan()))
 
 
-@given(TOKENS)
+def covariance_on(device, *arguments):
+    return ops.token_covariance(*(argument.to(device) for argument in arguments)).cpu()
+
+
+@given(tokens=TOKENS)
 @settings(max_examples=300, deadline=None)
-def test_is_the_definition_to_the_last_bit(tokens):
+def test_is_the_definition_to_the_last_bit(device, tokens):
     arguments = tensors(tokens)
-    assert same_bits(ops.token_covariance(*arguments), exact(*arguments))
+    assert same_bits(covariance_on(device, *arguments), exact(*arguments))
 
 
 @given(TOKENS, st.randoms(use_true_random=False))
@@ -58,12 +62,12 @@ def test_order_changes_nothing(tokens, random):
     assert same_bits(covariance[order], ops.token_covariance(*tensors([tokens[i] for i in order])))
 
 
-def test_like_float64_at_the_size_of_a_step():
+def test_like_float64_at_the_size_of_a_step(device):
     generator = torch.Generator().manual_seed(0)
     logprobs = -torch.rand(100_000, generator=generator).exp()
     advantages = torch.randn(100_000, generator=generator)
     mask = torch.rand(100_000, generator=generator) < 0.7
-    got = ops.token_covariance(logprobs, advantages, mask)
+    got = covariance_on(device, logprobs, advantages, mask)
     want = reference.token_covariance(logprobs, advantages, mask)
     assert torch.allclose(got.double(), want, rtol=2.0**-23, atol=0)
     assert got.dtype == torch.float32 and not got.requires_grad
@@ -73,38 +77,38 @@ def test_like_float64_at_the_size_of_a_step():
     )
 
 
-def test_a_sum_that_would_leave_fp32_or_int64():
+def test_a_sum_that_would_leave_fp32_or_int64(device):
     """10000 times the largest float, and one: the mean of the others is exact all the same."""
     largest = torch.finfo(torch.float32).max
     logprobs = torch.cat([torch.full((5000,), largest), torch.full((5000,), -largest), torch.tensor([1.0])])
     advantages = torch.zeros(10_001)
     advantages[-1] = 1
-    got = ops.token_covariance(logprobs, advantages, torch.ones(10_001, dtype=torch.bool))
+    got = covariance_on(device, logprobs, advantages, torch.ones(10_001, dtype=torch.bool))
     mean = 1 / 10_001
     assert got[-1].item() == pytest.approx((1 - mean) * (1 - mean), rel=1e-7)
 
 
-def test_a_non_finite_input_costs_its_own_token_only():
+def test_a_non_finite_input_costs_its_own_token_only(device):
     logprobs, advantages = (
         torch.tensor([-1.0, -torch.inf, -3.0, torch.nan, -4.0]),
         torch.tensor([1.0, 5, 2, 0, torch.inf]),
     )
     mask = torch.tensor([True, True, True, False, True])
-    got = ops.token_covariance(logprobs, advantages, mask)
+    got = covariance_on(device, logprobs, advantages, mask)
     assert got.isnan().tolist() == [False, True, False, False, True]
     assert got[[0, 2, 3]].tolist() == [-0.5, -0.5, 0.0]
 
 
-def test_masked_and_empty():
+def test_masked_and_empty(device):
     nothing = torch.zeros(0)
-    assert ops.token_covariance(nothing, nothing, nothing.bool()).shape == (0,)
+    assert covariance_on(device, nothing, nothing, nothing.bool()).shape == (0,)
     x = torch.randn(5)
-    assert ops.token_covariance(x, x, torch.zeros(5, dtype=torch.bool)).tolist() == [0.0] * 5
+    assert covariance_on(device, x, x, torch.zeros(5, dtype=torch.bool)).tolist() == [0.0] * 5
 
 
-def test_strided_and_requiring_grad():
-    x, y = torch.randn(20, requires_grad=True), torch.randn(20)
-    mask = torch.rand(20) < 0.5
+def test_strided_and_requiring_grad(device):
+    x, y = torch.randn(20, requires_grad=True, device=device), torch.randn(20, device=device)
+    mask = torch.rand(20, device=device) < 0.5
     got = ops.token_covariance(x[::2], y[::2], mask[::2])
     assert torch.equal(got, ops.token_covariance(x[::2].detach().clone(), y[::2].clone(), mask[::2].clone()))
     assert not got.requires_grad

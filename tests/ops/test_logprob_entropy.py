@@ -1,7 +1,7 @@
 """`logprob_entropy` against log-softmax in float64 (pyrl.ops.reference), one process.
 
 Sizes by code path. T: 0, one row, an odd few, more rows than threads take at once. V: 1; 17 (less than a block, odd
-tail); 1000 (one tile, a tail); 32000 (many tiles, whole blocks); 151936 (a real vocabulary).
+tail); 1000 (one tile, a tail); 32000 (many tiles, whole blocks); 151936 and 152064 (Qwen2's vocabulary, and padded).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 from pyrl import ops
 from pyrl.ops import reference
 
-SHAPES = [(0, 17), (1, 1), (7, 1), (257, 17), (257, 1000), (7, 32000), (1, 151936), (3, 151936)]
+SHAPES = [(0, 17), (1, 1), (7, 1), (257, 17), (257, 1000), (7, 32000), (1, 151936), (3, 151936), (2, 152064)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 # What a result may add to twice the error of the same computation in PyTorch, relative to the largest value of the
@@ -145,6 +145,67 @@ def test_upstream_gradient_with_stride_zero():
                                                .expand(2, 33))[2], atol=1e-6)  # fmt: skip
 
 
+def test_rows_further_apart_than_int32_counts():
+    """Storage of 4 GB, of which two rows are ever touched."""
+    logits, labels, upstream = make_case(2, 100, torch.bfloat16)
+    view = torch.empty(2**31 + 100, dtype=torch.bfloat16).as_strided((2, 100), (2**31, 1)).copy_(logits)
+    expected = run(ops.logprob_entropy, logits, labels, upstream)
+    leaf = torch.zeros(2, 100, dtype=torch.bfloat16, requires_grad=True)
+    outputs = ops.logprob_entropy(Shifted.apply(leaf, view), labels, inplace_backward=True)
+    torch.autograd.backward(outputs, list(upstream.float()))
+    for got, want in zip((*outputs, leaf.grad, view), (*expected, expected[2]), strict=True):
+        assert torch.equal(got.detach().double(), want)
+
+
+class Shifted(torch.autograd.Function):
+    """The identity, with other storage."""
+
+    @staticmethod
+    def forward(ctx, leaf, storage):
+        return storage.view_as(storage)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+def test_flat_rows():
+    logits, labels, upstream = make_case(5, 32000, torch.float32, scale=0.0)
+    assert_as_exact_as_torch(logits, labels, upstream)
+    logprobs, entropy = ops.logprob_entropy(logits, labels)
+    assert (entropy <= math.log(32000) + 1e-6).all() and torch.allclose(entropy, -logprobs, atol=1e-6)
+
+
+def test_an_unused_entropy_costs_nothing(monkeypatch):
+    """The kernel is asked for the gradient of the log-probs alone."""
+    asked = []
+    real = torch.ops.pyrl.logprob_entropy_backward
+    monkeypatch.setattr(
+        torch.ops.pyrl, "logprob_entropy_backward", lambda g_l, g_h, *rest: asked.append(g_h) or real(g_l, g_h, *rest)
+    )
+    logits, labels, upstream = make_case(5, 100, torch.float32)
+    for outputs in ((0,), (0, 1)):
+        x = logits.clone().requires_grad_()
+        result = ops.logprob_entropy(x, labels)
+        torch.autograd.backward([result[i] for i in outputs], [upstream[i].float() for i in outputs])
+    assert asked[0] is None and torch.equal(asked[1], upstream[1].float())
+
+
+def test_compiled_code_may_call_it():
+    """With graph breaks, where values of arguments are checked."""
+    logits, labels, upstream = make_case(6, 40, torch.float32)
+
+    def loss(x):
+        logprobs, entropy = ops.logprob_entropy(x * 2, labels, temperature=0.7)
+        return (logprobs * upstream[0] - 0.1 * entropy).sum()
+
+    gradients = []
+    for function in (loss, torch.compile(loss, backend="aot_eager")):
+        x = logits.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(function(x), x)[0])
+    assert torch.equal(*gradients) and gradients[0].abs().sum() > 0
+
+
 @pytest.mark.parametrize("layout", ["transposed", "row stride", "offset", "expanded"])
 def test_layouts(layout):
     logits, labels, upstream = make_case(12, 130, torch.float32)
@@ -245,10 +306,12 @@ def test_opcheck():
     stats = torch.ops.pyrl.logprob_entropy_stats(logits, labels, temperature, 0, 38)
     _, entropy, lse, _ = torch.ops.pyrl.logprob_entropy_merge(stats[None], labels, temperature)
     backward = (*upstream.float(), logits, labels, temperature, entropy, lse, 0, 40)
+    without_entropy = (backward[0], None, *backward[2:])
     for op, arguments in (
         (torch.ops.pyrl.logprob_entropy_stats, (logits, labels, temperature, 0, 38)),
         (torch.ops.pyrl.logprob_entropy_merge, (stats[None], labels, temperature)),
         (torch.ops.pyrl.logprob_entropy_backward, backward),
+        (torch.ops.pyrl.logprob_entropy_backward, without_entropy),
         (torch.ops.pyrl.logprob_entropy_backward_, backward),
     ):
         torch.library.opcheck(op, arguments)

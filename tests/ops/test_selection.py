@@ -1,20 +1,23 @@
-"""`select_top` and `select_band` against a sort of everything, and the same set for any partition over gloo ranks."""
+"""`select_top` and `select_band` against a sort of everything, and the same set for any partition over ranks."""
 
 from __future__ import annotations
 
 import math
 import random
+from fractions import Fraction
 
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 from pyrl import ops
-from pyrl.ops import reference
-from pyrl.ops.selection import quota
+from pyrl.ops import device_flag, reference, selection
+from pyrl.ops.reference import quota
 from tests.ops.gloo import run_on_ranks
+from tests.ops.simulated_ranks import SimulatedGroup
 
 # Few distinct values make ties; both zeros, neighbours, subnormals and what is never selected are among them.
 COVARIANCES = st.one_of(
@@ -101,6 +104,28 @@ def test_quota(ratio, valid, candidates, k):
     assert quota(ratio, valid, candidates) == k
 
 
+@given(RATIOS.filter(bool), st.integers(0, 2**31 - 1))
+@example(0.29, 100)
+@example(1 - 2.0**-53, 2**31 - 1)
+@example(math.nextafter(0.5, 0), 2)
+@example(math.nextafter(1 / 3, 1), 2**31 - 1)
+@example(5e-324, 2**31 - 1)
+@settings(max_examples=300, deadline=None)
+def test_the_device_s_quota_is_exact(ratio, n):
+    """Against rationals, at n and where the fraction the device computes with comes closest to the ratio."""
+    exact = Fraction(repr(ratio))
+    share = selection.exact_fraction(ratio)
+    largest = 2**31 - 1
+    assert share <= exact and share.denominator <= largest
+    counts = torch.zeros(258, dtype=torch.int32)
+    counts[255] = largest  # all candidates in the last bin, so that none of the k lies before it
+    for tokens in {n, share.denominator, largest // share.denominator * share.denominator, largest}:
+        counts[256], counts[257] = tokens & 255, tokens >> 8
+        state = torch.zeros(7, dtype=torch.int64)
+        torch.ops.pyrl.selection_advance(counts, True, 0, *share.as_integer_ratio(), state)
+        assert state[2] == max(1, math.floor(exact * tokens))
+
+
 def test_n_counts_the_mask_and_not_the_candidates():
     cov = torch.full((100,), torch.nan)
     cov[:10] = torch.arange(10.0)
@@ -121,6 +146,20 @@ def test_the_band_is_open():
     cov = torch.tensor([1.0, 1 + 2.0**-23, 3.0, 5 - 2.0**-21, 5.0])
     got = ops.select_band(cov, torch.ones(5, dtype=torch.bool), 1.0, 1, 5, token_uids=torch.arange(5))
     assert indices(got) == {1, 2, 3}
+
+
+def test_a_bound_is_not_rounded_to_fp32():
+    """0.1 is not an fp32 number: the nearest one, 0.1f, lies above it, and 0.2f above 0.2, -0.1f below -0.1."""
+    tenth, fifth = torch.tensor(0.1), torch.tensor(0.2)
+    steps = [-math.inf, math.inf]
+    cov = torch.stack([torch.nextafter(x, torch.tensor(to)) for x in (tenth, fifth) for to in steps] + [tenth, fifth])
+    cov = torch.cat([cov, -cov])
+    mask, uids = torch.ones(12, dtype=torch.bool), torch.arange(12)
+    for lower, upper in ((0.1, 0.2), (-0.2, -0.1), (0.1, 1e300), (-1e300, -0.1)):
+        want = {i for i, c in enumerate(cov.tolist()) if lower < c < upper}
+        assert want
+        assert indices(ops.select_band(cov, mask, 1.0, lower, upper, token_uids=uids)) == want
+    assert ops.select_band(cov, mask, 1.0, 1e299, 1e300, token_uids=uids).sum() == 0
 
 
 def test_ties_go_by_uid_and_seed_not_by_position():
@@ -146,6 +185,62 @@ def test_uids_that_are_not_unique_are_an_error_where_they_decide():
     cov, mask = torch.ones(10), torch.ones(10, dtype=torch.bool)
     with pytest.raises(ValueError, match="token_uids: got 10 tokens with the same uid"):
         ops.select_top(cov, mask, 0.3, token_uids=torch.zeros(10, dtype=torch.int64))
+
+
+def test_2_to_the_31_tokens_are_an_error(monkeypatch):
+    """A group whose other ranks hold 2^31 - 4 tokens, none of them a candidate."""
+
+    def add_the_others(counts, group):
+        counts[256:] += torch.tensor([252, 2**23 - 1], dtype=torch.int32)
+
+    monkeypatch.setattr(dist, "all_reduce", add_the_others)
+    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    cov, uids = torch.arange(4.0), torch.arange(4)
+    assert ops.select_top(cov, cov > 0, 1e-9, token_uids=uids, group="others").tolist() == [False, False, True, True]
+    with pytest.raises(ValueError, match="mask: got 2147483648 valid tokens over the group"):
+        ops.select_top(cov, cov >= 0, 1e-9, token_uids=uids, group="others")
+
+
+@pytest.mark.parametrize("ranked", [True, False])
+def test_opcheck(ranked):
+    cov, mask, uids = torch.randn(9), torch.rand(9) < 0.8, torch.arange(9)
+    for eligible in (None, ~mask):
+        tokens = (cov, mask, eligible, uids, -1.0, math.inf, ranked, 5)
+        counts, state = torch.zeros(258, dtype=torch.int32), torch.zeros(7, dtype=torch.int64)
+        torch.library.opcheck(torch.ops.pyrl.selection_histogram, (*tokens, 4, state, counts))
+        torch.library.opcheck(torch.ops.pyrl.selection_mark, (*tokens, state))
+    torch.library.opcheck(torch.ops.pyrl.selection_advance, (counts, ranked, 4, 1, 3, state))
+
+
+def test_nothing_waits_for_a_device(monkeypatch):
+    """Fake CUDA tensors have no values: reading one, or a shape that depends on one, is an error."""
+    monkeypatch.setattr(device_flag, "_FLAGS", {})
+    with FakeTensorMode():
+        cov, mask, uids = (torch.empty(9, dtype=d, device="cuda") for d in (torch.float32, torch.bool, torch.int64))
+        for got in (
+            ops.select_top(cov, mask, 0.1, token_uids=uids),
+            ops.select_band(cov, mask, 0.1, 1, 5, eligible=mask, token_uids=uids),
+        ):
+            assert got.shape == (9,) and got.dtype == torch.bool and got.device.type == "cuda"
+        covariance = ops.token_covariance(cov, cov, mask)
+        assert covariance.shape == (9,) and covariance.dtype == torch.float32
+
+
+def test_compiles_to_one_graph(monkeypatch):
+    """Without the value errors, which on the CPU are read and raised."""
+    monkeypatch.setattr(selection, "_report", lambda state: None)
+    cov, mask, uids = torch.randn(50), torch.rand(50) < 0.8, torch.arange(50)
+
+    def both(cov, mask, uids):
+        covariance = ops.token_covariance(cov, cov, mask)
+        return covariance, ops.select_top(covariance, mask, 0.2, token_uids=uids), ops.select_band(
+            covariance, mask, 0.2, 0, 3, token_uids=uids
+        )  # fmt: skip
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    for got, want in zip(compiled(cov, mask, uids), both(cov, mask, uids), strict=True):
+        assert torch.equal(got, want)
 
 
 C, M, U = torch.zeros(3), torch.ones(3, dtype=torch.bool), torch.arange(3)
@@ -179,6 +274,55 @@ def test_bad_bands_are_named():
             ops.select_band(C, M, 0.5, lower, upper, token_uids=U)
     with pytest.raises(ValueError, match=r"eligible: got torch.bool \[2\]"):
         ops.select_band(C, M, 0.5, 1, 5, eligible=M[:2], token_uids=U)
+
+
+def random_partition(tokens, ranks, choice):
+    """Indices of each rank's tokens: micro-batches of random sizes, dealt to random ranks, some of which get none."""
+    order = list(range(tokens))
+    if choice.random() < 0.5:
+        choice.shuffle(order)
+    cuts = sorted(choice.randint(0, tokens) for _ in range(choice.randint(0, 3 * ranks)))
+    users = choice.sample(range(ranks), choice.randint(1, ranks))
+    parts = [[] for _ in range(ranks)]
+    for begin, end in zip([0, *cuts], [*cuts, tokens], strict=True):
+        parts[choice.choice(users)] += order[begin:end]
+    return [torch.tensor(part, dtype=torch.int64) for part in parts]
+
+
+def test_200_partitions_select_the_same_tokens():
+    """The same 500 tokens, with ties, NaN and infinity, over 1, 2, 3 and 8 ranks, empty ones included."""
+    generator = torch.Generator().manual_seed(0)
+    logprobs, advantages = torch.randn(2, 500, generator=generator).mul(3).round(decimals=1)
+    logprobs[torch.rand(500, generator=generator) < 0.05] = torch.nan
+    advantages[torch.rand(500, generator=generator) < 0.05] = 3e38
+    mask = torch.rand(500, generator=generator) < 0.8
+    uids = torch.randperm(2**20, generator=generator)[:500] * 2**24
+    values = logprobs * advantages  # NaN, infinities and many ties; the means would set ties apart
+    covariance = ops.token_covariance(logprobs, advantages, mask)
+    choice, sizes = random.Random(0), []
+    for case in range(200):
+        ranks, ratio = (1, 2, 3, 8)[case % 4], (2e-3, 0.05, 0.9, 1.0)[case // 4 % 4]
+        want_top = brute_top(values, mask, ratio, uids, case)
+        want_band = brute_band(values, mask, ratio, 0.5, 4, uids, case)
+        assert 0 < len(want_top) <= 400 and 0 < len(want_band) < 200
+
+        def select(index, group, ratio=ratio, case=case):
+            keywords = dict(token_uids=uids[index], seed=case, group=group)
+            return (
+                ops.select_top(values[index], mask[index], ratio, **keywords),
+                ops.select_band(values[index], mask[index], ratio, 0.5, 4, **keywords),
+                ops.token_covariance(logprobs[index], advantages[index], mask[index], group=group),
+            )
+
+        parts = random_partition(500, ranks, choice)
+        sizes += [len(part) for part in parts]
+        results = SimulatedGroup(ranks).run(select, [(part,) for part in parts])
+        top, band, covariances = (torch.cat(pieces) for pieces in zip(*results, strict=True))
+        order = torch.cat(parts)
+        assert set(order[top].tolist()) == want_top
+        assert set(order[band].tolist()) == want_band
+        assert torch.equal(covariances.nan_to_num(7e37), covariance[order].nan_to_num(7e37))
+    assert 0 in sizes and 500 in sizes
 
 
 def make_problems():
