@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart test lint soak lock clean distclean
+.PHONY: help setup quickstart test test-gpu bench bench-peers lint soak lock clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,20 @@ quickstart: setup ## train a small model with GRPO and with KL-Cov; the report i
 
 test: setup ## run every test (PYTEST_ARGS="-k word"; PYRL_DATA_DIR points at real data)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# With the packages of $(PYTHON), a PYTHONPATH included: a GPU machine's own torch, in place of the lock.
+test-gpu: ## on a GPU machine: build the ops for PYTHON's own torch, run the tests that need the GPU; no .venv, no vLLM
+	@export PYTHONPATH="$(PYTHONPATH)"; set -x; \
+	$(PYTHON) -c 'import torch; torch.cuda.is_available() or exit("error: this torch sees no CUDA device")'; \
+	cmake -S . -B build/gpu -DPython_EXECUTABLE="$$(command -v $(PYTHON))" -DPYRL_CUDA=on; \
+	cmake --build build/gpu --parallel; \
+	PYRL_OPS_LIBRARY=$(CURDIR)/build/gpu/libpyrl_ops.so $(PYTHON) -m pytest -m cuda tests/ops $(PYTEST_ARGS)
+
+bench: setup ## measure the ops against PyTorch and other trainers' kernels; the table goes to benchmarks/results
+	@KINETO_LOG_LEVEL=99 $(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers: setup ## fetch those other kernels into build/bench-peers; only a machine with a GPU can run them
+	@$(BIN)/python -m benchmarks.install
 
 lint: setup ## check style
 	$(BIN)/ruff check .
@@ -78,5 +92,6 @@ $(VENV)/.imported: $(VENV)/.packages
 $(VENV)/.built: $(OP_SOURCES) $(VENV)/.packages
 	@echo "[4/4] compiling the ops"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -qq --no-build-isolation --no-deps --editable .
-	@$(BIN)/python -c 'import pyrl.ops'
+	@$(BIN)/python -c 'from pyrl.ops import build_info; i = build_info(); \
+	print("      built the CPU ops" + (" and the CUDA ops: " + " ".join(i["architectures"]) if i["cuda"] else ""))'
 	@touch $@

@@ -16,7 +16,7 @@ REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
 PLATFORM = "x86_64-manylinux_2_28"
 # pip's option -> uv's
 INDEX_OPTIONS = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links"}
-CUDA_PACKAGE = re.compile(r"^(nvidia|cuda|triton)[-=]", re.MULTILINE)
+CUDA_PACKAGE = re.compile(r"^(?!nvidia-cuda-nvdisasm=)(nvidia|cuda|triton)[-=]", re.MULTILINE)
 LOCAL_VERSION = re.compile(r"^(torch==[^+\s]+)\+\S+", re.MULTILINE)
 
 HEADERS = {

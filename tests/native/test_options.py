@@ -1,0 +1,82 @@
+"""What a build says where it cannot be done as asked: CMake's configure step alone, which takes seconds."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = Path(sys.executable).parent  # cmake and ninja are of the lock
+SECONDS = 300
+
+
+def run(command: list[str], **variables: str) -> tuple[int, str]:
+    """Exit status, and what was said, on one line. CUDACXX, CMAKE_ARGS and PYRL_CUDA are those of `variables` alone."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("CUDACXX", "CMAKE_ARGS", "PYRL_CUDA")}
+    environment = kept | {"PATH": f"{TOOLS}:{kept['PATH']}"} | variables
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    return done.returncode, re.sub(r"\s+", " ", done.stdout + done.stderr)
+
+
+def configure(folder: Path, *options: str, python: str = sys.executable, **variables: str) -> tuple[int, str]:
+    cmake = shutil.which("cmake", path=f"{TOOLS}:{os.environ['PATH']}")
+    assert cmake, "the lock holds cmake"
+    where = ["-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
+    return run([cmake, *where, f"-DPython_EXECUTABLE={python}", *options], **variables)
+
+
+def test_a_setting_that_is_none_stops(tmp_path):
+    status, said = configure(tmp_path, "-DPYRL_CUDA=banana")
+    assert status != 0 and "PYRL_CUDA is 'banana': set it to on, off or auto" in said
+
+
+def test_on_without_nvcc_stops_with_the_remedy(tmp_path):
+    status, said = configure(tmp_path, "-DPYRL_CUDA=on", CUDACXX="/nowhere/nvcc")
+    assert status != 0 and "PYRL_CUDA=on, but no CUDA compiler was found" in said
+    assert "Install the CUDA toolkit" in said and "PYRL_CUDA=off" in said
+
+
+def test_auto_without_nvcc_builds_the_cpu_ops_and_says_so(tmp_path):
+    status, said = configure(tmp_path, CUDACXX="/nowhere/nvcc")
+    assert status == 0, said
+    assert "CPU ops (no nvcc found, and PYRL_CUDA=auto)" in said
+    rules = (tmp_path / "build.ninja").read_text()
+    assert "logprob_entropy_cpu.cpp" in rules and ".cu" not in rules
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="NO CUDA BUILD IS CHECKED: no nvcc on PATH")
+def test_auto_with_nvcc_builds_every_kernel_for_each_architecture(tmp_path):
+    status, said = configure(tmp_path)
+    assert status == 0, said
+    assert "CPU and CUDA ops (sm_80 sm_90 sm_100 compute_100; nvcc" in said
+    rules = (tmp_path / "build.ninja").read_text()
+    for source in (*ROOT.glob("csrc/*/*.cu"), *ROOT.glob("csrc/*/*_cuda.cpp")):
+        assert f"/{source.name}.o" in rules, f"{source} is in no target"
+    assert {"sm_80", "sm_90", "sm_100", "compute_100"} <= set(re.findall(r"(?:sm|compute)_\d+", rules))
+
+
+def test_without_torch_the_build_stops_with_the_remedy(tmp_path):
+    """As under pip's build isolation."""
+    venv.create(tmp_path / "bare", with_pip=False)
+    status, said = configure(tmp_path / "build", "-DPYRL_CUDA=off", python=str(tmp_path / "bare" / "bin" / "python"))
+    assert status != 0 and "torch cannot be imported by" in said
+    assert "pip install --no-build-isolation --no-deps ." in said
+
+
+def test_pip_takes_the_setting_from_the_environment(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path)]
+    status, said = run([*command, "-C", f"build-dir={tmp_path / 'build'}", "."], PYRL_CUDA="banana")
+    assert status != 0 and "PYRL_CUDA is 'banana'" in said
+
+
+def test_pip_takes_auto_where_the_environment_has_none():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]
+    assert settings["cmake"]["define"]["PYRL_CUDA"] == {"env": "PYRL_CUDA", "default": "auto"}
