@@ -1,0 +1,1 @@
+"""Speed, memory and agreement of the ops against PyTorch and against other trainers' kernels: `make bench`."""
