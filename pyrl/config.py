@@ -177,7 +177,7 @@ class RolloutConfig(Section):
 
 
 class _DualClip(Section):
-    clip_ratio_c: Annotated[float, Field(ge=0.0)] = 0.0
+    clip_ratio_c: Annotated[Number, Field(ge=0.0)] = 0.0
     """For A < 0 the loss is at most -clip_ratio_c A (dual clip, arXiv 1912.09729, with 3); above 1. 0: off."""
 
     @model_validator(mode="after")
