@@ -153,8 +153,9 @@ def _stats(
         for begin, end in chunks.ranges
     ]  # fmt: skip
     if not stats:  # nothing but padding
-        nothing = torch.tensor([-torch.inf, 0.0, 0.0, 0.0], dtype=_wide(hidden.dtype), device=hidden.device)
-        return nothing.repeat(hidden.shape[0], 1)
+        nothing = hidden.new_zeros((hidden.shape[0], 4), dtype=_wide(hidden.dtype))
+        nothing[:, 0] = -torch.inf  # filled on the device: a tensor of Python numbers would wait for it
+        return nothing
     return torch.ops.pyrl.logprob_entropy_combine(torch.stack(stats), temperature)
 
 

@@ -107,10 +107,8 @@ class _LogprobEntropy(torch.autograd.Function):
         width = logits.shape[1]
         start = 0 if group is None else dist.get_rank(group) * width
         stats = torch.ops.pyrl.logprob_entropy_stats(logits, labels, temperature, start, vocab_size)
-        if _check.group_size(group) > 1:
-            shards = _all_gather(stats, group)
-        else:
-            shards = stats.unsqueeze(0)
+        shards = _all_gather(stats, group) if _check.group_size(group) > 1 else stats.unsqueeze(0)
+        del stats  # gathered: 16 bytes a token less beside the merge's outputs
         logprobs, entropy, lse, bad_row = torch.ops.pyrl.logprob_entropy_merge(shards, labels, temperature)
         _report_bad_row(bad_row, shards)
         ctx.save_for_backward(logits, labels, temperature, entropy, lse)

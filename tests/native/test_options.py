@@ -52,6 +52,14 @@ def test_auto_without_nvcc_builds_the_cpu_ops_and_says_so(tmp_path):
     assert "logprob_entropy_cpu.cpp" in rules and ".cu" not in rules
 
 
+def test_without_pybind11_the_ops_are_built_alone(tmp_path):
+    status, said = configure(tmp_path, "-DPYRL_CUDA=off", "-DCMAKE_DISABLE_FIND_PACKAGE_pybind11=ON")
+    assert status == 0, said
+    assert "without pyrl.ops.build_info: pybind11 or Python's headers are missing" in said
+    rules = (tmp_path / "build.ninja").read_text()
+    assert "libpyrl_ops.so" in rules and "_build_info" not in rules
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="NO CUDA BUILD IS CHECKED: no nvcc on PATH")
 def test_auto_with_nvcc_builds_every_kernel_for_each_architecture(tmp_path):
     status, said = configure(tmp_path)
