@@ -20,6 +20,7 @@ PROGRAM = Program(
                  _CU),
         Mutation("missing loads count as 0", "raw[u] = {{E::kNothing, E::kNothing, E::kNothing, E::kNothing}}",
                  "raw[u] = {}", _CU),
+        Mutation("row of the entropy alone skipped", "(g_l == 0 && g_h == 0)", "(g_l == 0)", _CU),
         Mutation("R not centred again", "r = f * (r + d * s);", "r = f * r;", _CU),
     ),
 )  # fmt: skip

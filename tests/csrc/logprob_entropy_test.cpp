@@ -222,6 +222,7 @@ void test_shape(
   if (tokens > 2) {  // rows that must not be read
     c.labels[1] = kIgnore;
     c.grad_logprobs[2] = c.grad_entropy[2] = 0;
+    c.grad_logprobs[0] = 0;  // of the entropy alone
     for (int64_t j = 0; j < width; ++j) x.set(1, j, kNan);
   }
   const Outputs whole = forward(x, c, {0, width}, vocab);
