@@ -26,7 +26,7 @@ Verdict = Literal["follows", "reversed", "no slope", "bent"]
 SLOPE_P = 0.05
 """Two-sided level at which the slope a must differ from 0."""
 BEND_P = 0.01
-BEND_SHARE = 0.1
+BEND_SHARE = 0.05
 """A bend counts from this share of the law's own rise: in a long run any departure becomes significant."""
 EARLY_SHARE = 0.15
 """The paper fits the first 36 of 236 steps, 15%."""
@@ -193,7 +193,6 @@ def groups_test(laws: Mapping[str, Sequence[EntropyLaw]]) -> GroupsTest:
     """
     points = [np.array([[law.a, law.b] for law in group]) for group in laws.values()]
     n, groups = sum(len(p) for p in points), len(points)
-    freedom = (2 * (groups - 1), 2 * (n - groups - 1))
     if groups < 2 or n - groups < 2:
         raise ValueError(f"{n} runs in {groups} groups: want two groups, and at least two more runs than groups")
     within = sum((p - p.mean(0)).T @ (p - p.mean(0)) for p in points)
@@ -202,7 +201,9 @@ def groups_test(laws: Mapping[str, Sequence[EntropyLaw]]) -> GroupsTest:
     if np.linalg.det(within) <= 1e-12 * within[0, 0] * within[1, 1]:
         raise ValueError("the runs of a group do not differ from one another: there is no spread to test against")
     wilks = float(np.linalg.det(within) / np.linalg.det(total))
-    statistic = (1 - np.sqrt(wilks)) / np.sqrt(wilks) * freedom[1] / freedom[0]
+    # Rao's F, exact for two variables: of lambda for two groups (Hotelling's T2), of its root for more
+    root, freedom = (wilks, (2, n - 3)) if groups == 2 else (np.sqrt(wilks), (2 * (groups - 1), 2 * (n - groups - 1)))
+    statistic = (1 - root) / root * freedom[1] / freedom[0]
     return GroupsTest(tuple(laws), n, wilks, float(statistic), freedom, float(stats.f.sf(statistic, *freedom)))
 
 
