@@ -41,7 +41,7 @@ RAW_POINTS_LIMIT = 1000
 SMOOTHING_SHARE = 25
 """The smoothing window is about 1/25 of a run."""
 
-_STYLE = {
+STYLE = {
     "font.size": 10,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
@@ -63,7 +63,7 @@ _STYLE = {
     "xtick.major.size": 3,
     "ytick.major.size": 0,
     "axes.labelpad": 6,
-    "path.simplify": False,  # would merge the strokes of `_raw` away
+    "path.simplify": False,  # would merge the strokes of `draw_raw` away
     "svg.fonttype": "none",
 }
 
@@ -135,9 +135,9 @@ def draw_chart(axes: Axes, chart: Chart, runs: Sequence[RunRecords]) -> None:
     for number, run in enumerate(runs):
         colour = RUN_COLOURS[number % len(RUN_COLOURS)]
         steps, values = run.series(chart.metric)
-        _raw(axes, steps, values, colour)
+        draw_raw(axes, steps, values, colour)
         window = smoothing_window(values.size)
-        axes.plot(steps, smooth(values, window), color=colour, linestyle=_dash(number), linewidth=1.9, zorder=4)
+        axes.plot(steps, smooth(values, window), color=colour, linestyle=run_dash(number), linewidth=1.9, zorder=4)
         if chart.second:
             steps, values = run.series(chart.second)
             axes.plot(steps, smooth(values, window), color=colour, linestyle=":", linewidth=1.6, zorder=3)
@@ -154,7 +154,7 @@ def draw_chart(axes: Axes, chart: Chart, runs: Sequence[RunRecords]) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.yaxis.set_major_formatter(FuncFormatter(tick_label))
     if chart.fixed_bottom is not None:
         axes.set_ylim(bottom=chart.fixed_bottom)
     axes.set_xlabel("rollout step")
@@ -203,10 +203,10 @@ def draw_phases(axes: Axes, runs: Sequence[RunRecords]) -> None:
 
 def chart_svg(chart: Chart, runs: Sequence[RunRecords]) -> str:
     """`<svg>` for inlining in HTML: no title, no reference outside itself, colours as CSS variables (`THEME`)."""
-    with mpl.rc_context(_STYLE | {"font.size": 11, "svg.hashsalt": f"pyrl-{chart.key}"}):
+    with mpl.rc_context(STYLE | {"font.size": 11, "svg.hashsalt": f"pyrl-{chart.key}"}):
         figure = Figure(figsize=(4.7, 2.9), layout="constrained")
         draw_chart(figure.subplots(), chart, runs)
-        return _svg(figure, f"{chart.title}, {chart.unit}, over rollout steps")
+        return figure_svg(figure, f"{chart.title}, {chart.unit}, over rollout steps")
 
 
 def write_png(runs: Sequence[RunRecords], path: Path, title: str) -> None:
@@ -215,7 +215,7 @@ def write_png(runs: Sequence[RunRecords], path: Path, title: str) -> None:
     rows = [charts[:2], *(charts[i : i + 3] for i in range(2, len(charts), 3))]
     timed = any(phase_seconds(run) for run in runs)
     heights = [0.75, 3.7, *[2.7] * (len(rows) - 1), *([1.25 + 0.4 * len(runs)] if timed else [])]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(12.5, sum(heights)), layout="constrained", facecolor="white")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
         grid = figure.add_gridspec(len(heights), 6, height_ratios=heights)
@@ -239,7 +239,7 @@ def _heading(axes: Axes, runs: Sequence[RunRecords], title: str) -> None:
     axes.set_axis_off()
     axes.text(0, 1, title, fontsize=17, fontweight="bold", va="top", transform=axes.transAxes)
     handles = [
-        Line2D([], [], color=RUN_COLOURS[i % len(RUN_COLOURS)], linewidth=3, linestyle=_dash(i))
+        Line2D([], [], color=RUN_COLOURS[i % len(RUN_COLOURS)], linewidth=3, linestyle=run_dash(i))
         for i in range(len(runs))
     ]
     axes.legend(handles, [run.label for run in runs], loc="lower left", bbox_to_anchor=(0.0, -0.15), frameon=False,
@@ -249,11 +249,13 @@ def _heading(axes: Axes, runs: Sequence[RunRecords], title: str) -> None:
               ha="right", va="bottom", transform=axes.transAxes)  # fmt: skip
 
 
-def _dash(number: int) -> str:
+def run_dash(number: int) -> str:
+    """Line style of a run: broken once the colours repeat."""
     return "-" if number < len(RUN_COLOURS) else "--"
 
 
-def _raw(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
+def draw_raw(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
+    """Each value as a dot, or as a thin line where there are too many."""
     if steps.size > RAW_POINTS_LIMIT:
         axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.3, zorder=2)
         return
@@ -264,7 +266,8 @@ def _raw(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> None
     axes.plot(x, y, color=colour, linewidth=2.6, alpha=0.3, solid_capstyle="round", snap=False, zorder=2)
 
 
-def _tick(value: float, _position: int | None = None) -> str:
+def tick_label(value: float, _position: int | None = None) -> str:
+    """Four significant digits, thousands separated."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}".replace("e-0", "e-")
 
 
@@ -273,7 +276,8 @@ def _round_path(match: re.Match[str]) -> str:
     return re.sub(r"(\.\d{2})\d+", r"\1", match[0])
 
 
-def _svg(figure: Figure, label: str) -> str:
+def figure_svg(figure: Figure, label: str) -> str:
+    """A figure as `<svg>` for inlining in HTML; `label` is read aloud, and is attribute text already escaped."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

@@ -75,15 +75,7 @@ def write_report(
 
 def render_html(runs: Sequence[RunRecords], title: str) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pyrl.analysis", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["value"] = format_cell
-    return environment.get_template("report.html.j2").render(
+    return load_template("report.html.j2").render(
         title=title,
         runs=[{"label": run.label, "colour": i % len(plots.RUN_COLOURS)} for i, run in enumerate(runs)],
         charts=[(chart, Markup(plots.chart_svg(chart, runs))) for chart in plots.charts_with_data(runs)],
@@ -97,6 +89,19 @@ def render_html(runs: Sequence[RunRecords], title: str) -> str:
         end_steps=END_STEPS,
         window=plots.smoothing_window(max(len(run.rows) for run in runs)),
     )
+
+
+def load_template(name: str) -> jinja2.Template:
+    """A page of `templates/`, with escaping, undefined names refused, and the filter `value` for table cells."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pyrl.analysis", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["value"] = format_cell
+    return environment.get_template(name)
 
 
 def format_cell(value: Any) -> str:
