@@ -72,6 +72,33 @@ def convert(
     convert_checkpoint(source, destination)
 
 
+@app.command()
+def analyze(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Run folders, folders of runs, or logs.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html, report.png and analysis.json.")] = Path("analysis"),
+    step: Annotated[str | None, typer.Option(help="Column of the step.")] = None,
+    entropy: Annotated[str | None, typer.Option(help="Column of the entropy, nats a token.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Column of the reward.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Name of a run; once a run, in their order.")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="Group of a run, its method say; as --label.")] = None,
+    size: Annotated[list[str] | None, typer.Option(help="Parameters of a run, as 1.5B; as --label.")] = None,
+    method: Annotated[str, typer.Option(help="ols, or huber where some rewards are outliers.")] = "ols",
+    early_share: Annotated[float, typer.Option(help="Fraction of the steps that predicts the others.")] = 0.15,
+) -> None:
+    """Fit R = -a exp(H) + b to training logs of pyrl, verl, TRL, OpenRLHF or any table, and write a report."""
+    from pyrl.analysis.analyze import Options, write_analysis
+    from pyrl.analysis.law_report import finding, notes, shared_findings
+
+    options = Options(step, entropy, reward, tuple(label or ()), tuple(group or ()), tuple(size or ()), method,
+                      early_share)  # fmt: skip
+    analysis = write_analysis(paths, out, options)
+    for run in analysis.runs:
+        print(f"{run.label}: {' '.join([finding(run), *notes(run)])}")
+    for said in shared_findings(analysis):
+        print(said)
+    print(f"written: {out / 'report.html'}, {out / 'report.png'}, {out / 'analysis.json'}")
+
+
 def main() -> None:
     """Run the command line; turn bad input into one message and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
