@@ -16,6 +16,8 @@ UV_VERSION := 0.13.9
 OP_SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
 ARGS ?=
 PYTEST_ARGS ?=
+# A file of tests stays in one process, so what its tests share is made once. Each may start a server of 2 GB.
+TEST_PROCESSES ?= 2
 
 # Three processes import vLLM at every start of a server; without cached byte code each pays 20 s more.
 unexport PYTHONDONTWRITEBYTECODE
@@ -23,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart test test-gpu bench bench-peers lint soak lock clean distclean
+.PHONY: help setup quickstart test test-gpu nvcc bench bench-peers lint soak lock clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -34,15 +36,19 @@ quickstart: setup ## train a small model with GRPO and with KL-Cov; the report i
 	$(BIN)/python -m pyrl quickstart $(ARGS)
 
 test: setup ## run every test (PYTEST_ARGS="-k word"; PYRL_DATA_DIR points at real data)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-# With the packages of $(PYTHON), a PYTHONPATH included: a GPU machine's own torch, in place of the lock.
+# With the packages of $(PYTHON), a PYTHONPATH included: a GPU machine's own torch, in place of the lock; and with the cmake
+# on PATH, 3.26 or later (Debian 12 ships 3.25: pip install cmake).
 test-gpu: ## on a GPU machine: build the ops for PYTHON's own torch, run the tests that need the GPU; no .venv, no vLLM
 	@export PYTHONPATH="$(PYTHONPATH)"; set -x; \
 	$(PYTHON) -c 'import torch; torch.cuda.is_available() or exit("error: this torch sees no CUDA device")'; \
 	cmake -S . -B build/gpu -DPython_EXECUTABLE="$$(command -v $(PYTHON))" -DPYRL_CUDA=on; \
 	cmake --build build/gpu --parallel; \
 	PYRL_OPS_LIBRARY=$(CURDIR)/build/gpu/libpyrl_ops.so $(PYTHON) -m pytest -m cuda tests/ops $(PYTEST_ARGS)
+
+nvcc: $(VENV)/.packages ## fetch a CUDA compiler into build/nvcc (130 MB), where the machine has none; prints its folder
+	@scripts/provide_nvcc.sh $(BIN)/python $(CURDIR)/build/nvcc
 
 bench: setup ## measure the ops against PyTorch and other trainers' kernels; the table goes to benchmarks/results
 	@KINETO_LOG_LEVEL=99 $(BIN)/python -m benchmarks $(ARGS)

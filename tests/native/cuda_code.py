@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-Wall,-Wextra,-Werror", "-Werror", "all-warnings",
@@ -18,6 +21,25 @@ SECONDS = 300
 
 def find_nvcc() -> str | None:
     return shutil.which("nvcc")
+
+
+def needs(tool: str | None, without: str, remedy: str) -> None:
+    """Without `tool`, skips the test, or fails it in CI (the environment says CI), where all is checked."""
+    if tool is not None:
+        return
+    if os.environ.get("CI", "").lower() in ("", "0", "false"):
+        pytest.skip(f"{without}: {remedy}")
+    pytest.fail(f"{without}, and this is CI: {remedy}", pytrace=False)
+
+
+def needs_nvcc() -> None:
+    remedy = "put the bin folder of a CUDA toolkit (12.8 or later) on PATH, or fetch one with `make nvcc`"
+    needs(find_nvcc(), "NO CUDA CODE IS CHECKED: no nvcc on PATH", remedy)
+
+
+def needs_nvdisasm() -> None:
+    remedy = "pip install nvidia-cuda-nvdisasm (it is in the lock)"
+    needs(find_nvdisasm(), "NO INSTRUCTION IS CHECKED: no nvdisasm", remedy)
 
 
 def find_nvdisasm() -> str | None:

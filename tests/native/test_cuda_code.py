@@ -25,14 +25,14 @@ COLUMNS = 32
 # In a turn: the loop, its addresses, and what the last turn, cut short, needs besides, though other turns skip it.
 AROUND = 64
 
-pytestmark = pytest.mark.skipif(
-    cuda_code.find_nvcc() is None,
-    reason="NO CUDA CODE IS CHECKED: no nvcc on PATH; install the CUDA toolkit (12.8 or later) to compile and read it",
-)
+
+@pytest.fixture(autouse=True, scope="module")
+def nvcc():
+    cuda_code.needs_nvcc()
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> dict[tuple[str, str], dict[str, Kernel]]:
+def compiled(nvcc, tmp_path_factory) -> dict[tuple[str, str], dict[str, Kernel]]:
     """(source, architecture) -> its kernels by symbol. Everything is compiled once, PROCESSES at a time."""
     folder = tmp_path_factory.mktemp("cubin")
     jobs = [(source, architecture) for source in SOURCES for architecture in ARCHITECTURES]
@@ -86,8 +86,7 @@ class TestInstructions:
 
     @pytest.fixture(autouse=True, scope="class")
     def nvdisasm(self):
-        if cuda_code.find_nvdisasm() is None:
-            pytest.skip("NO INSTRUCTION IS CHECKED: no nvdisasm; pip install nvidia-cuda-nvdisasm (it is in the lock)")
+        cuda_code.needs_nvdisasm()
 
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_logits_are_read_16_bytes_at_a_time(self, compiled, architecture):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.native import cuda_code
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = Path(sys.executable).parent  # cmake and ninja are of the lock
 SECONDS = 300
@@ -38,6 +40,17 @@ def test_a_setting_that_is_none_stops(tmp_path):
     assert status != 0 and "PYRL_CUDA is 'banana': set it to on, off or auto" in said
 
 
+@pytest.mark.parametrize(("version", "old"), [("3.25.1", True), ("3.26.0", False)])
+def test_an_old_cmake_stops_with_the_remedy(tmp_path, version, old):
+    """As Debian 12's. The check comes before anything an old one could stumble over."""
+    first, *_ = (ROOT / "CMakeLists.txt").read_text().splitlines()
+    script = tmp_path / "check.cmake"
+    script.write_text(f"set(CMAKE_VERSION {version})\n{first.replace('${CMAKE_CURRENT_LIST_DIR}', str(ROOT))}\n")
+    status, said = run(["cmake", "-P", str(script)])
+    assert (status != 0) == old, said
+    assert ("CMake 3.25.1 is too old, 3.26 or later is needed" in said and "pip install 'cmake>=3.26'" in said) == old
+
+
 def test_on_without_nvcc_stops_with_the_remedy(tmp_path):
     status, said = configure(tmp_path, "-DPYRL_CUDA=on", CUDACXX="/nowhere/nvcc")
     assert status != 0 and "PYRL_CUDA=on, but no CUDA compiler was found" in said
@@ -60,8 +73,8 @@ def test_without_pybind11_the_ops_are_built_alone(tmp_path):
     assert "libpyrl_ops.so" in rules and "_build_info" not in rules
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="NO CUDA BUILD IS CHECKED: no nvcc on PATH")
 def test_auto_with_nvcc_builds_every_kernel_for_each_architecture(tmp_path):
+    cuda_code.needs_nvcc()
     status, said = configure(tmp_path)
     assert status == 0, said
     assert "CPU and CUDA ops (sm_80 sm_90 sm_100 compute_100; nvcc" in said
