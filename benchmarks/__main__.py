@@ -19,6 +19,7 @@ from benchmarks.measure import measure
 from pyrl.ops import build_info
 
 _RESULTS = Path(__file__).resolve().parent / "results"
+_TRIALS = Path(__file__).resolve().parents[1] / "build" / "bench"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ops", nargs="+", choices=sorted(ops.ALL), default=sorted(ops.ALL))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the shapes' sizes, for a trial run")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help="folder of the results")
+    parser.add_argument("--out", type=Path, help="folder of the results; build/bench unless every op is at full size")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     torch.manual_seed(0)
@@ -38,9 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows += measure(case, device)
                 print(f"{case.op}, {case.direction}, {case.dtype}, {case.shape}: done", file=sys.stderr)
     context = _context(device, arguments)
-    for file in table.write(rows, context, options.out):
+    for file in table.write(rows, context, options.out or _folder(options.ops, options.scale)):
         print(file)
     print(table.markdown(rows, context))
+
+
+def _folder(measured: Sequence[str], scale: float) -> Path:
+    """Files are named by device and date: a trial must not take the place of the day's results."""
+    return _RESULTS if set(measured) == set(ops.ALL) and scale == 1 else _TRIALS
 
 
 def _context(device: torch.device, arguments: Sequence[str] | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "logprob_entropy/rows.h"
+#include "same_device.h"
 
 namespace pyrl::rows {
 
@@ -32,7 +33,12 @@ inline torch::headeronly::ScalarType statistics_dtype(const torch::stable::Tenso
 }
 
 inline void check_vector(
-    const torch::stable::Tensor& tensor, const char* name, torch::headeronly::ScalarType dtype, int64_t tokens) {
+    const torch::stable::Tensor& tensor,
+    const char* name,
+    torch::headeronly::ScalarType dtype,
+    int64_t tokens,
+    const torch::stable::Tensor& others) {
+  check_same_device("logprob_entropy", name, tensor, others);
   STD_TORCH_CHECK(
       tensor.dim() == 1 && tensor.numel() == tokens && tensor.scalar_type() == dtype &&
           (tokens <= 1 || tensor.stride(0) == 1),
@@ -48,7 +54,9 @@ inline void check_stats(const torch::stable::Tensor& stats) {
 }
 
 // [1] or [T], fp64; the stride with which rows step through it.
-inline int64_t temperature_stride(const torch::stable::Tensor& temperature, int64_t tokens) {
+inline int64_t temperature_stride(
+    const torch::stable::Tensor& temperature, int64_t tokens, const torch::stable::Tensor& others) {
+  check_same_device("logprob_entropy", "temperature", temperature, others);
   STD_TORCH_CHECK(
       temperature.dim() == 1 && temperature.scalar_type() == torch::headeronly::ScalarType::Double &&
           temperature.is_contiguous() && (temperature.numel() == 1 || temperature.numel() == tokens),
@@ -67,7 +75,7 @@ inline Problem problem_of(
   const int64_t width = logits.size(1);
   STD_TORCH_CHECK(
       width <= 1 || logits.stride(1) == 1, "logprob_entropy: the last dimension of logits must have stride 1");
-  check_vector(labels, "labels", torch::headeronly::ScalarType::Long, tokens);
+  check_vector(labels, "labels", torch::headeronly::ScalarType::Long, tokens, logits);
   return {
       element_of(logits),
       logits.const_data_ptr(),
@@ -77,7 +85,7 @@ inline Problem problem_of(
       vocab_start,
       static_cast<const int64_t*>(labels.const_data_ptr()),
       static_cast<const double*>(temperature.const_data_ptr()),
-      temperature_stride(temperature, tokens)};
+      temperature_stride(temperature, tokens, logits)};
 }
 
 inline Gradient gradient_of(
@@ -90,10 +98,11 @@ inline Gradient gradient_of(
   using torch::headeronly::ScalarType;
   const int64_t tokens = logits.size(0);
   const ScalarType dtype = statistics_dtype(logits);
-  check_vector(grad_logprobs, "grad_logprobs", dtype, tokens);
-  if (grad_entropy) check_vector(*grad_entropy, "grad_entropy", dtype, tokens);
-  check_vector(entropy, "entropy", dtype, tokens);
-  check_vector(lse, "lse", ScalarType::Double, tokens);
+  check_vector(grad_logprobs, "grad_logprobs", dtype, tokens, logits);
+  if (grad_entropy) check_vector(*grad_entropy, "grad_entropy", dtype, tokens, logits);
+  check_vector(entropy, "entropy", dtype, tokens, logits);
+  check_vector(lse, "lse", ScalarType::Double, tokens, logits);
+  check_same_device("logprob_entropy", "the gradient", out, logits);
   const bool rounds = logits.scalar_type() == ScalarType::Float &&
                       (out.scalar_type() == ScalarType::BFloat16 || out.scalar_type() == ScalarType::Half);
   STD_TORCH_CHECK(

@@ -192,7 +192,7 @@ PYRL_KERNEL_BOUNDS(kThreads, kBlocks) stats_kernel(Problem problem, int64_t voca
   const int thread = device::thread_index();
   const int64_t label = problem.labels[t];
   const double temperature = problem.temperature[t * problem.temperature_stride];
-  const bool fits = label >= 0 && label < vocab_size && temperature > 0 && temperature < INFINITY;
+  const bool fits = label >= 0 && label < vocab_size && temperature_fits(temperature);
   if (label == kIgnore || !fits) {
     if (thread == 0) write_stats(stats + 4 * t, {kLowest, label == kIgnore ? 0.0f : NAN, 0.0f}, 0.0f);
     return;
@@ -366,8 +366,8 @@ PYRL_KERNEL_BOUNDS(kThreads, kBlocks) backward_kernel(Problem problem, Gradient 
   if (reinterpret_cast<uintptr_t>(x + span.body) % 16 != 0) {  // rows of x and out that are never aligned together
     span.body = span.vectors = span.tail = 0;
   }
-  // The label's column is written once more, by the thread that wrote it: 1 - p is formed in double, since near p = 1 its
-  // rounding is the whole gradient. Its logit is read first, for `out` may be the logits.
+  // The label's column is written once more, by the thread that wrote it: 1 - p is formed in double, not from a p
+  // rounded to E; what S lost is lost (logprob_entropy.h). Its logit is read first, for `out` may be the logits.
   const int64_t y = problem.labels[t] - problem.vocab_start;
   const bool mine = y >= 0 && y < problem.valid && device::thread_index() == writer(span, y);
   const double d_y = mine ? (static_cast<double>(load1<E>(x + y)) - centre) * inv_t : 0;

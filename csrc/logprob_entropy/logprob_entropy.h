@@ -15,7 +15,10 @@
 // or above vocab_size are padding: never read, zero gradient. labels int64 [T], global; kIgnore: the row is not read,
 // outputs and gradient are 0. temperature fp64 [1] or [T]. Statistics, outputs and upstream gradients are fp32, or fp64
 // for fp64 logits; lse is fp64, because at |x| = 1e4 its fp32 rounding alone would change p by 5e-4.
-// Label range and temperatures are checked in pyrl/ops; shapes and dtypes here too. The CUDA kernels and their budget:
+// S is fp32: where all but the largest logit add less than 2^-24 to its 1, S is 1, the log-prob of that label 0 and its
+// gradient too. So logprob and 1 - p have an absolute error of some 2^-24 near p = 1, as with fp32 log-softmax, and no
+// relative precision; the other columns' p_j has both.
+// Temperatures lie in [1e-6, 1e6]. Label range and temperatures are checked in pyrl/ops; shapes and dtypes here too. The CUDA kernels and their budget:
 // logprob_entropy_kernels.h.
 #pragma once
 
@@ -27,8 +30,8 @@
 
 namespace pyrl {
 
-// -> [T, 4]: m, S, R, t of this shard. On CUDA a label out of range, or a temperature that is not finite and positive,
-// gives S = NaN, for nobody has waited there to check them.
+// -> [T, 4]: m, S, R, t of this shard. A temperature outside [1e-6, 1e6], or on CUDA a label out of range, gives S = NaN:
+// on CUDA nobody has waited to check them.
 torch::stable::Tensor logprob_entropy_stats_cpu(
     const torch::stable::Tensor& logits,
     const torch::stable::Tensor& labels,

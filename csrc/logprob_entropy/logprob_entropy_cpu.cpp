@@ -140,7 +140,7 @@ Tensor logprob_entropy_stats_cpu(
 
 Tensor logprob_entropy_combine_cpu(const Tensor& stats, const Tensor& temperature) {
   rows::check_stats(stats);
-  const int64_t step = rows::temperature_stride(temperature, stats.size(1));
+  const int64_t step = rows::temperature_stride(temperature, stats.size(1), stats);
   const auto* t = static_cast<const double*>(temperature.const_data_ptr());
   Tensor out = torch::stable::new_empty(stats, {stats.size(1), 4});
   if (stats.scalar_type() == ScalarType::Double) {
@@ -155,8 +155,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> logprob_entropy_merge_cpu(
     const Tensor& stats, const Tensor& labels, const Tensor& temperature) {
   rows::check_stats(stats);
   const int64_t tokens = stats.size(1);
-  rows::check_vector(labels, "labels", ScalarType::Long, tokens);
-  const int64_t step = rows::temperature_stride(temperature, tokens);
+  rows::check_vector(labels, "labels", ScalarType::Long, tokens, stats);
+  const int64_t step = rows::temperature_stride(temperature, tokens, stats);
   Tensor logprobs = torch::stable::new_empty(stats, {tokens});
   Tensor entropy = torch::stable::new_empty(stats, {tokens});
   Tensor lse = torch::stable::new_empty(stats, {tokens}, ScalarType::Double);

@@ -29,7 +29,7 @@ rows::Shards shards_of(const Tensor& stats, const Tensor& temperature) {
       stats.size(0),
       stats.size(1),
       static_cast<const double*>(temperature.const_data_ptr()),
-      rows::temperature_stride(temperature, stats.size(1))};
+      rows::temperature_stride(temperature, stats.size(1), stats)};
 }
 
 template <typename T>
@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> logprob_entropy_merge_cuda(
     const Tensor& stats, const Tensor& labels, const Tensor& temperature) {
   const cuda::Scope scope(stats);
   const rows::Shards shards = shards_of(stats, temperature);
-  rows::check_vector(labels, "labels", ScalarType::Long, shards.tokens);
+  rows::check_vector(labels, "labels", ScalarType::Long, shards.tokens, stats);
   Tensor logprobs = torch::stable::new_empty(stats, {shards.tokens});
   Tensor entropy = torch::stable::new_empty(stats, {shards.tokens});
   Tensor lse = torch::stable::new_empty(stats, {shards.tokens}, ScalarType::Double);

@@ -20,8 +20,8 @@
 
 namespace pyrl::rows {
 
-// stats [T, 4]. A label outside [0, vocab_size) but for kIgnore, or a temperature that is not finite and positive, gives
-// S = NaN: the merge reports that row.
+// stats [T, 4]. A label outside [0, vocab_size) but for kIgnore, or a temperature outside [1e-6, 1e6], gives S = NaN: the
+// merge reports that row.
 int launch_stats(const Problem& problem, int64_t vocab_size, int64_t tokens, float* stats, void* stream);
 
 // stats [shards, T, 4]

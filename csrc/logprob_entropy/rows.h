@@ -7,6 +7,16 @@ namespace pyrl::rows {
 
 inline constexpr int64_t kIgnore = -100;
 
+// Beyond these, 1 / temperature times a logit, a gradient or log2(e) leaves the range of fp32. They are fp32 numbers, so
+// that the bounds themselves fit, whether a temperature comes as fp32 or fp64; pyrl/ops/logprob_entropy.py names them too.
+inline constexpr double kMinTemperature = 1e-6f;
+inline constexpr double kMaxTemperature = 1e6f;
+
+// Not so where it is NaN.
+constexpr bool temperature_fits(double temperature) {
+  return temperature >= kMinTemperature && temperature <= kMaxTemperature;
+}
+
 enum class Element { kFloat, kDouble, kBFloat16, kHalf };
 
 struct Problem {

@@ -11,6 +11,7 @@ using pyrl::rows::Element;
 using pyrl::rows::Gradient;
 using pyrl::rows::kIgnore;
 using pyrl::rows::Problem;
+using pyrl::rows::temperature_fits;
 
 // Columns worked on at a time: a tile stays in L1 between the search for its maximum and its exponentials, so memory is
 // read once. Sums are kept in the compute type within a tile and in double across tiles.
@@ -129,8 +130,15 @@ void stats_rows(const Problem& problem, C* stats, int64_t begin, int64_t end) {
       out[1] = out[2] = out[3] = 0;
       continue;
     }
+    const double temperature = problem.temperature[t * problem.temperature_stride];
+    if (!temperature_fits(temperature)) {
+      out[0] = -std::numeric_limits<C>::infinity();
+      out[1] = std::numeric_limits<C>::quiet_NaN();
+      out[2] = out[3] = 0;
+      continue;
+    }
     const E* x = static_cast<const E*>(problem.logits) + t * problem.row_stride;
-    const RowStats row = row_stats<E>(x, problem.valid, problem.temperature[t * problem.temperature_stride]);
+    const RowStats row = row_stats<E>(x, problem.valid, temperature);
     const int64_t y = problem.labels[t] - problem.vocab_start;
     out[0] = static_cast<C>(row.m);
     out[1] = static_cast<C>(row.s);
@@ -197,7 +205,7 @@ void backward_rows(const Problem& problem, const Gradient& gradient, int64_t beg
     const bool owns_label = y >= 0 && y < problem.valid;
     const double d_y = owns_label ? (static_cast<double>(load1(x + y)) - centre) * inv_t : 0;
     row_backward(x, out, problem.valid, factors);
-    if (owns_label) {  // 1 - p is formed in double: near p = 1 its rounding is the whole gradient
+    if (owns_label) {  // 1 - p is formed in double, not from a p rounded to E; what S lost is lost (logprob_entropy.h)
       const double p = std::exp(d_y);
       const double entropy_part = p == 0 ? 0 : g_h * p * (d_y + entropy);
       store1(out + y, static_cast<C>(inv_t * (-g_l * std::expm1(d_y) - entropy_part)));

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "policy_loss/token.h"
+#include "same_device.h"
 
 namespace pyrl::surrogate {
 
@@ -60,6 +61,7 @@ class Arguments {
   using ScalarType = torch::headeronly::ScalarType;
 
   void check(const torch::stable::Tensor& tensor, const char* name, ScalarType dtype) const {
+    check_same_device("policy_loss", name, tensor, logprobs_);
     STD_TORCH_CHECK(
         tensor.dim() == 1 && tensor.numel() == count() && tensor.scalar_type() == dtype,
         "policy_loss: ", name, " must be a [", count(), "] of ", torch::headeronly::toString(dtype));

@@ -7,12 +7,18 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "same_device.h"
 #include "selection/key.h"
 
 namespace pyrl::selection {
 
 inline void check(
-    const torch::stable::Tensor& tensor, const char* name, torch::headeronly::ScalarType dtype, int64_t length) {
+    const torch::stable::Tensor& tensor,
+    const char* name,
+    torch::headeronly::ScalarType dtype,
+    int64_t length,
+    const torch::stable::Tensor& others) {
+  check_same_device("selection", name, tensor, others);
   STD_TORCH_CHECK(
       tensor.dim() == 1 && tensor.numel() == length && tensor.scalar_type() == dtype,
       "selection: ", name, " must be a [", length, "] of ", torch::headeronly::toString(dtype));
@@ -33,10 +39,10 @@ class Arguments {
         uids_(torch::stable::contiguous(token_uids)) {
     using torch::headeronly::ScalarType;
     const int64_t tokens = cov.numel();
-    check(cov, "cov", ScalarType::Float, tokens);
-    check(mask, "mask", ScalarType::Bool, tokens);
-    check(eligible_, "eligible", ScalarType::Bool, tokens);
-    check(token_uids, "token_uids", ScalarType::Long, tokens);
+    check(cov, "cov", ScalarType::Float, tokens, cov);
+    check(mask, "mask", ScalarType::Bool, tokens, cov);
+    check(eligible_, "eligible", ScalarType::Bool, tokens, cov);
+    check(token_uids, "token_uids", ScalarType::Long, tokens, cov);
   }
 
   Tokens tokens() const {
@@ -66,14 +72,14 @@ inline Query query_of(double lower, double upper, bool by_covariance, int64_t se
   return {rounded_down(lower), -rounded_down(-upper), static_cast<uint64_t>(seed), by_covariance};
 }
 
-inline State* state_of(const torch::stable::Tensor& state) {
-  check(state, "state", torch::headeronly::ScalarType::Long, kStateWords);
+inline State* state_of(const torch::stable::Tensor& state, const torch::stable::Tensor& others) {
+  check(state, "state", torch::headeronly::ScalarType::Long, kStateWords, others);
   STD_TORCH_CHECK(state.is_contiguous(), "selection: state must be contiguous");
   return static_cast<State*>(state.mutable_data_ptr());
 }
 
-inline int32_t* counts_of(const torch::stable::Tensor& counts) {
-  check(counts, "counts", torch::headeronly::ScalarType::Int, kCounts);
+inline int32_t* counts_of(const torch::stable::Tensor& counts, const torch::stable::Tensor& others) {
+  check(counts, "counts", torch::headeronly::ScalarType::Int, kCounts, others);
   STD_TORCH_CHECK(counts.is_contiguous(), "selection: counts must be contiguous");
   return static_cast<int32_t*>(counts.mutable_data_ptr());
 }

@@ -44,8 +44,8 @@ void selection_histogram_cpu(
   const Tokens tokens = arguments.tokens();
   const Query query = selection::query_of(lower, upper, by_covariance, seed);
   const int digit = selection::round_of(round, by_covariance);
-  const State now = *selection::state_of(state);
-  int32_t* totals = selection::counts_of(counts);
+  const State now = *selection::state_of(state, cov);
+  int32_t* totals = selection::counts_of(counts, cov);
   if (now.decided) return;
   torch::stable::parallel_for(0, tokens.count, kTokensPerTask, [=](int64_t begin, int64_t end) {
     int32_t mine[kCounts] = {};
@@ -65,8 +65,8 @@ void selection_advance_cpu(
     const Tensor& counts, bool by_covariance, int64_t round, int64_t numerator, int64_t denominator, const Tensor& state) {
   const int digit = selection::round_of(round, by_covariance);
   const selection::Ratio ratio = selection::ratio_of(numerator, denominator);
-  const int32_t* bins = selection::counts_of(counts);
-  State& now = *selection::state_of(state);
+  const int32_t* bins = selection::counts_of(counts, state);
+  State& now = *selection::state_of(state, counts);
   if (now.decided) return;
   if (digit == selection::first_round(by_covariance)) {
     int64_t candidates = 0;
@@ -92,7 +92,7 @@ Tensor selection_mark_cpu(
   const Arguments arguments(cov, mask, eligible, token_uids);
   const Tokens tokens = arguments.tokens();
   const Query query = selection::query_of(lower, upper, by_covariance, seed);
-  const State last = *selection::state_of(state);
+  const State last = *selection::state_of(state, cov);
   Tensor result = torch::stable::new_empty(arguments.cov(), {tokens.count}, ScalarType::Bool);
   auto* out = static_cast<bool*>(result.mutable_data_ptr());
   torch::stable::parallel_for(0, tokens.count, kTokensPerTask, [=](int64_t begin, int64_t end) {

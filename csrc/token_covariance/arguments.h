@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "same_device.h"
 #include "token_covariance/tokens.h"
 
 namespace pyrl::covariance {
@@ -18,6 +19,8 @@ class Arguments {
         advantages_(torch::stable::contiguous(advantages)),
         mask_(torch::stable::contiguous(mask)) {
     using torch::headeronly::ScalarType;
+    check_same_device("token_covariance", "advantages", advantages, logprobs);
+    check_same_device("token_covariance", "mask", mask, logprobs);
     STD_TORCH_CHECK(
         logprobs.scalar_type() == ScalarType::Float && advantages.scalar_type() == ScalarType::Float &&
             mask.scalar_type() == ScalarType::Bool,
@@ -46,7 +49,8 @@ class Arguments {
   torch::stable::Tensor logprobs_, advantages_, mask_;
 };
 
-inline const int64_t* sums_of(const torch::stable::Tensor& sums) {
+inline const int64_t* sums_of(const torch::stable::Tensor& sums, const torch::stable::Tensor& logprobs) {
+  check_same_device("token_covariance", "sums", sums, logprobs);
   STD_TORCH_CHECK(
       sums.dim() == 1 && sums.numel() == kSums && sums.scalar_type() == torch::headeronly::ScalarType::Long &&
           sums.is_contiguous(),

@@ -55,7 +55,7 @@ Tensor token_covariance_cpu(
     const Tensor& logprobs, const Tensor& advantages, const Tensor& mask, const Tensor& sums) {
   const covariance::Arguments arguments(logprobs, advantages, mask);
   const covariance::Tokens tokens = arguments.tokens();
-  const covariance::Means means = covariance::means(covariance::sums_of(sums));
+  const covariance::Means means = covariance::means(covariance::sums_of(sums, logprobs));
   Tensor result = arguments.new_result();
   auto* out = static_cast<float*>(result.mutable_data_ptr());
   torch::stable::parallel_for(0, tokens.count, kTokensPerTask, [=](int64_t begin, int64_t end) {

@@ -23,7 +23,7 @@ Tensor token_covariance_cuda(
   const covariance::Arguments arguments(logprobs, advantages, mask);
   Tensor result = arguments.new_result();
   const int error = covariance::launch_covariance(
-      arguments.tokens(), covariance::sums_of(sums), static_cast<float*>(result.mutable_data_ptr()), scope.stream());
+      arguments.tokens(), covariance::sums_of(sums, logprobs), static_cast<float*>(result.mutable_data_ptr()), scope.stream());
   cuda::check(error, "token_covariance");
   return result;
 }

@@ -41,6 +41,12 @@ def tensor(
     return value
 
 
+def fp64_is_on_the_cpu(name: str, value: torch.Tensor) -> None:
+    """Raises ValueError for an fp64 `value` on CUDA, where the row kernels have none."""
+    if value.dtype == torch.float64 and value.device.type != "cpu":
+        raise wrong(name, value, "fp32, bf16 or fp16 there; fp64 has a CPU kernel alone: call .float() or .cpu() first")
+
+
 def group_size(group: dist.ProcessGroup | None) -> int:
     """Ranks of `group`; 1 for None. Raises ValueError where this process is not in it."""
     if group is None:

@@ -23,7 +23,7 @@ _MESSAGES = {
     ValueErrors.SAME_UID: "token_uids: got tokens with the same uid, wanted uids that are unique over the group",
     ValueErrors.TOO_MANY_TOKENS: "mask: got 2^31 valid tokens or more over the group, wanted fewer",
     ValueErrors.BAD_ROW: "logits, labels, temperature: got a row whose logits hold NaN, +inf or nothing but -inf, "
-    "whose label is neither a token of the vocabulary nor -100, or whose temperature is not finite and positive",
+    "whose label is neither a token of the vocabulary nor -100, or whose temperature lies outside [1e-6, 1e6]",
 }
 
 _FLAGS: dict[torch.device, torch.Tensor] = {}

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from pyrl.ops import _check
-from pyrl.ops.logprob_entropy import _all_gather, _check_labels, _report_bad_row, _temperature, upstream_gradients
+from pyrl.ops.logprob_entropy import _all_gather, _temperature, merge, upstream_gradients
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CHUNK_BYTES = 64 * 2**20
@@ -35,7 +35,7 @@ def linear_logprob_entropy(
     """`logprob_entropy(hidden @ weight.t(), labels)`, differentiable in both factors, never holding [T, Vp/tp].
 
     Args:
-        hidden: [T, H] fp32, bf16, fp16 or fp64, the same on every rank of `group`.
+        hidden: [T, H] fp32, bf16, fp16 or (CPU) fp64, the same on every rank of `group`.
         weight: [Vp/tp, H] of the same dtype; rank r owns the rows from r Vp/tp on. Where it has a `main_grad` of fp32
             (fp64 for fp64), its gradient is added there as Megatron's gradient accumulation fusion does:
             `grad_added_to_main_grad` is set where it exists, and what autograd is given then is a placeholder.
@@ -52,6 +52,7 @@ def linear_logprob_entropy(
         ValueError: as `logprob_entropy`.
     """
     _check.tensor("hidden", hidden, _FLOATS, ("T", "H"))
+    _check.fp64_is_on_the_cpu("hidden", hidden)
     tokens, features = hidden.shape
     _check.tensor("weight", weight, (hidden.dtype,), ("Vp/tp", features), hidden.device)
     _check.tensor("labels", labels, (torch.int64,), (tokens,), hidden.device)
@@ -62,7 +63,6 @@ def linear_logprob_entropy(
     if logits_dtype not in ("fp32", "bf16") or (logits_dtype == "bf16" and hidden.dtype == torch.float64):
         raise _check.wrong("logits_dtype", logits_dtype, 'fp32 or, for hidden states that are not fp64, "bf16"')
     temperature = _temperature(temperature, hidden)
-    _check_labels(labels, vocab_size)
     rounds, sums = logits_dtype == "bf16", sum_hidden_grad and _check.group_size(group) > 1
     return _LinearLogprobEntropy.apply(
         hidden, weight, labels.contiguous(), temperature, vocab_size, group, rounds, sums
@@ -94,8 +94,7 @@ class _LinearLogprobEntropy(torch.autograd.Function):
             hidden, weight, labels, temperature, start, vocab_size, rounds
         )
         shards = _all_gather(stats, group) if _check.group_size(group) > 1 else stats.unsqueeze(0)
-        logprobs, entropy, lse, bad_row = torch.ops.pyrl.logprob_entropy_merge(shards, labels, temperature)
-        _report_bad_row(bad_row, shards)
+        logprobs, entropy, lse = merge(shards, labels, temperature, vocab_size)
         ctx.save_for_backward(hidden, weight, labels, temperature, entropy, lse)
         ctx.vocab_start, ctx.vocab_size, ctx.rounds = start, vocab_size, rounds
         ctx.group = group if sum_hidden_grad else None

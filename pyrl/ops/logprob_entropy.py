@@ -12,6 +12,8 @@ from pyrl.ops import _check, _library  # noqa: F401  (loading the library define
 from pyrl.ops.device_flag import ValueErrors, device_flag
 
 IGNORE = -100
+TEMPERATURES = (1e-6, 1e6)
+"""Beyond these the kernels' fp32 would overflow: csrc/logprob_entropy/rows.h, which has the same bounds."""
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -27,10 +29,10 @@ def logprob_entropy(
     """Log-prob of `labels` and entropy (nats) of softmax(logits / temperature), both differentiable in `logits`.
 
     Args:
-        logits: [T, Vp/tp] fp32, bf16, fp16 or fp64, equally wide on every rank of `group`; rank r owns the columns from
-            r Vp/tp on. Any row stride; a last dimension that is not contiguous is copied.
+        logits: [T, Vp/tp] fp32, bf16, fp16 or (on the CPU) fp64, equally wide on every rank of `group`; rank r owns the
+            columns from r Vp/tp on. Any row stride; a last dimension that is not contiguous is copied.
         labels: int64 [T], global ids, the same on every rank. -100: the row is not read, outputs and gradient are 0.
-        temperature: a float, or fp32 [T]; finite and positive. It gets no gradient.
+        temperature: a float, or fp32 [T]; in [1e-6, 1e6]. It gets no gradient.
         vocab_size: columns at or above it are padding: never read, zero gradient. None: there is no padding.
         group: tensor-parallel group. One all-gather of four numbers a token forward, nothing backward.
         inplace_backward: write the gradient over the storage of `logits`, which nothing else may read after the forward
@@ -40,12 +42,13 @@ def logprob_entropy(
         (logprobs, entropy): fp32 [T], or fp64 for fp64 logits; the same bits on every rank.
 
     Raises:
-        ValueError: a wrong shape, dtype or device; a label outside [0, vocab_size) other than -100; a temperature that
-            is not finite and positive; a row that is read and holds NaN, +inf, or nothing but -inf. (A label on a -inf
+        ValueError: a wrong shape, dtype or device; a label outside [0, vocab_size) other than -100; a temperature
+            outside [1e-6, 1e6]; a row that is read and holds NaN, +inf, or nothing but -inf. (A label on a -inf
             logit is no error: its log-prob is -inf.) What only the values tell is raised on the CPU; on CUDA, where
             nothing waits for the device, the row's outputs are NaN and the device flag is set (`pyrl.ops.device_flag`).
     """
     _check.tensor("logits", logits, _FLOATS, ("T", "Vp/tp"))
+    _check.fp64_is_on_the_cpu("logits", logits)
     tokens, width = logits.shape
     _check.tensor("labels", labels, (torch.int64,), (tokens,), logits.device)
     columns = width * _check.group_size(group)
@@ -53,7 +56,6 @@ def logprob_entropy(
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or not 0 < vocab_size <= columns:
         raise _check.wrong("vocab_size", vocab_size, f"an int in [1, {columns}], the columns of all ranks together")
     temperature = _temperature(temperature, logits)
-    _check_labels(labels, vocab_size)
     if inplace_backward:
         _check_overwritable(logits)
     elif logits.stride(1) != 1:
@@ -63,28 +65,21 @@ def logprob_entropy(
 
 def _temperature(value: float | torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """fp64 [1] or [T]."""
-    wanted = f"a finite positive float, or fp32 [{logits.shape[0]}] of them, on {logits.device}"
+    low, high = TEMPERATURES
+    wanted = f"a float in [{low:g}, {high:g}], or fp32 [{logits.shape[0]}] of them, on {logits.device}; for the argmax "
+    wanted += "or a uniform draw, take that instead of a temperature near 0 or infinity"
     if not isinstance(value, torch.Tensor):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise _check.wrong("temperature", value, wanted)
         return torch.full((1,), value, dtype=torch.float64, device=logits.device)
     _check.tensor("temperature", value, (torch.float32,), (logits.shape[0],), logits.device)
     if value.requires_grad:
         raise ValueError("temperature: got a tensor that requires grad, wanted one that does not: it gets no gradient")
-    unfit = ~((value > 0) & value.isfinite())
+    unfit = ~((value >= low) & (value <= high))
     if not value.is_cuda and unfit.any():
         row = int(unfit.nonzero()[0])
         raise ValueError(f"temperature: got {value[row].item()} at row {row}, wanted {wanted}")
     return value.double().contiguous()
-
-
-def _check_labels(labels: torch.Tensor, vocab_size: int) -> None:
-    if labels.is_cuda:  # the kernel marks these rows
-        return
-    unfit = ((labels < 0) & (labels != IGNORE)) | (labels >= vocab_size)
-    if unfit.any():
-        row = int(unfit.nonzero()[0])
-        raise ValueError(f"labels: got {labels[row].item()} at row {row}, wanted 0 <= label < {vocab_size} or {IGNORE}")
 
 
 def _check_overwritable(logits: torch.Tensor) -> None:
@@ -109,8 +104,7 @@ class _LogprobEntropy(torch.autograd.Function):
         stats = torch.ops.pyrl.logprob_entropy_stats(logits, labels, temperature, start, vocab_size)
         shards = _all_gather(stats, group) if _check.group_size(group) > 1 else stats.unsqueeze(0)
         del stats  # gathered: 16 bytes a token less beside the merge's outputs
-        logprobs, entropy, lse, bad_row = torch.ops.pyrl.logprob_entropy_merge(shards, labels, temperature)
-        _report_bad_row(bad_row, shards)
+        logprobs, entropy, lse = merge(shards, labels, temperature, vocab_size)
         ctx.save_for_backward(logits, labels, temperature, entropy, lse)
         ctx.vocab_start, ctx.vocab_size, ctx.inplace = start, vocab_size, inplace_backward
         ctx.set_materialize_grads(False)  # an entropy that is not used costs nothing backward
@@ -147,22 +141,40 @@ def _all_gather(stats: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     return gathered.view(ranks, stats.shape[0], 4)
 
 
-def _report_bad_row(bad_row: torch.Tensor, shards: torch.Tensor) -> None:
-    """Raise on the CPU, set the flag on a device. Every rank holds the same statistics, so every rank does."""
-    if bad_row.is_cuda:
-        device_flag(bad_row.device).bitwise_or_((bad_row >= 0) * int(ValueErrors.BAD_ROW))
-        return
-    row = int(bad_row)
-    if row < 0:
-        return
-    largest, total = shards[:, row, 0].max().item(), shards[:, row, 1].sum().item()
-    if math.isnan(total) and largest != math.inf:
-        held = "NaN"
-    elif largest == math.inf:
-        held = "+inf"
-    else:
-        held = "nothing but -inf"
-    raise ValueError(f"logits: got {held} in row {row}, wanted finite values or -inf, at least one of them finite")
+def merge(
+    shards: torch.Tensor, labels: torch.Tensor, temperature: torch.Tensor, vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(logprobs, entropy, lse) of statistics [ranks, T, 4]. What only values tell raises on the CPU and sets the flag
+    on a device. Every rank holds the same statistics and labels, so every rank does."""
+    if not shards.is_cuda:
+        return torch.ops.pyrl.logprob_entropy_merge_or_raise(shards, labels, temperature, vocab_size)
+    logprobs, entropy, lse, bad_row = torch.ops.pyrl.logprob_entropy_merge(shards, labels, temperature)
+    device_flag(bad_row.device).bitwise_or_((bad_row >= 0) * int(ValueErrors.BAD_ROW))
+    return logprobs, entropy, lse
+
+
+@torch.library.custom_op("pyrl::logprob_entropy_merge_or_raise", mutates_args=(), device_types="cpu")
+def _merge_or_raise(
+    shards: torch.Tensor, labels: torch.Tensor, temperature: torch.Tensor, vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """An op of its own, for a compiled graph holds an op that raises but no branch on a value."""
+    unfit = ((labels < 0) & (labels != IGNORE)) | (labels >= vocab_size)
+    if unfit.any():
+        row = int(unfit.nonzero()[0])
+        raise ValueError(f"labels: got {labels[row].item()} at row {row}, wanted 0 <= label < {vocab_size} or {IGNORE}")
+    logprobs, entropy, lse, bad_row = torch.ops.pyrl.logprob_entropy_merge(shards, labels, temperature)
+    if (row := int(bad_row)) >= 0:
+        held = _held(shards[:, row])
+        raise ValueError(f"logits: got {held} in row {row}, wanted finite values or -inf, at least one of them finite")
+    return logprobs, entropy, lse
+
+
+def _held(stats: torch.Tensor) -> str:
+    """What a row without softmax holds, told by its statistics [ranks, 4]."""
+    largest, total = stats[:, 0].max().item(), stats[:, 1].sum().item()
+    if largest == math.inf:
+        return "+inf"
+    return "NaN" if math.isnan(total) else "nothing but -inf"
 
 
 @torch.library.register_fake("pyrl::logprob_entropy_stats")
@@ -185,6 +197,12 @@ def _(stats, labels, temperature):
         stats.new_empty((tokens,), dtype=torch.float64),
         stats.new_empty((), dtype=torch.int64),
     )
+
+
+@_merge_or_raise.register_fake
+def _(shards, labels, temperature, vocab_size):
+    tokens = (shards.shape[1],)
+    return shards.new_empty(tokens), shards.new_empty(tokens), shards.new_empty(tokens, dtype=torch.float64)
 
 
 @torch.library.register_fake("pyrl::logprob_entropy_backward")

@@ -135,9 +135,10 @@ def _select(
         if _check.group_size(group) > 1:
             dist.all_reduce(digit_counts, group=group)
         torch.ops.pyrl.selection_advance(digit_counts, by_covariance, digit, *share, state)
-    selected = torch.ops.pyrl.selection_mark(*tokens, state)
-    _report(state)
-    return selected
+    if not state.is_cuda:
+        return torch.ops.pyrl.selection_mark_or_raise(*tokens, state)
+    device_flag(state.device).bitwise_or_(state.narrow(0, _ERRORS, 1))
+    return torch.ops.pyrl.selection_mark(*tokens, state)
 
 
 def exact_fraction(ratio: float) -> Fraction:
@@ -157,18 +158,33 @@ def exact_fraction(ratio: float) -> Fraction:
     return Fraction((numerator * q - 1) // denominator, q)
 
 
-def _report(state: torch.Tensor) -> None:
-    """A value error of the search: raised on the CPU, and on a device that would have to be waited for, flagged."""
-    if state.device.type != "cpu":
-        device_flag(state.device).bitwise_or_(state.narrow(0, _ERRORS, 1))
-        return
-    valid, same_uid, errors = state[[_VALID, _SAME_UID, _ERRORS]].tolist()
+@torch.library.custom_op("pyrl::selection_mark_or_raise", mutates_args=(), device_types="cpu")
+def _mark_or_raise(
+    cov: torch.Tensor,
+    mask: torch.Tensor,
+    eligible: torch.Tensor | None,
+    token_uids: torch.Tensor,
+    lower: float,
+    upper: float,
+    by_covariance: bool,
+    seed: int,
+    state: torch.Tensor,
+) -> torch.Tensor:
+    """`selection_mark` where the search met no error of values. An op of its own, for a compiled graph holds an op that
+    raises but no branch on a value."""
+    valid, same_uid, errors = (int(state[word]) for word in (_VALID, _SAME_UID, _ERRORS))
     if errors & ValueErrors.TOO_MANY_TOKENS:
         raise ValueError(f"mask: got {valid} valid tokens over the group, wanted fewer than 2^31")
     if errors & ValueErrors.SAME_UID:
         raise ValueError(
             f"token_uids: got {same_uid} tokens with the same uid, wanted uids that are unique over the group"
         )
+    return torch.ops.pyrl.selection_mark(cov, mask, eligible, token_uids, lower, upper, by_covariance, seed, state)
+
+
+@_mark_or_raise.register_fake
+def _(cov, mask, eligible, token_uids, lower, upper, by_covariance, seed, state):
+    return mask.new_empty(mask.shape)
 
 
 @torch.library.register_fake("pyrl::selection_histogram")

@@ -61,6 +61,13 @@ def test_the_table_shows_every_row(results: tuple[list[dict], str]) -> None:
     assert "no CUDA device: not measured" in markdown and "python -m benchmarks --ops" in markdown
 
 
+def test_a_trial_does_not_take_the_place_of_results() -> None:
+    everything = sorted(__main__.ops.ALL)
+    assert __main__._folder(everything, 1.0).name == "results"
+    for measured, scale in ((everything, 0.5), (everything[:1], 1.0)):
+        assert __main__._folder(measured, scale).parts[-2:] == ("build", "bench")
+
+
 def test_a_missing_peer_shows_its_error(results: tuple[list[dict], str]) -> None:
     rows, markdown = results
     error = "ModuleNotFoundError: No module named 'a_peer_that_nobody_has'"

@@ -1,7 +1,7 @@
 // The CPU ops as torch calls them (csrc/*/*_cpu.cpp), with their inputs in allocations that end where the tensor does.
 //
 // Sizes by code path: none, one token, 33, and more than 2^15 tokens, which are two tasks; columns: 1, 17 (less than two
-// vectors), 3072 (a tile) and 3100 (a tile and a part).
+// vectors), 2048 (a tile, and one more column than a tile), 3100 (a tile and a part) and 4096 (two tiles).
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -164,7 +164,8 @@ void check_gradient(const std::string& name, Case<E, C>& c, const O* out, int64_
         if (j == c.labels[t]) want += g_l / c.temperature[t];
       }
       const double tolerance = want == 0 ? 0 : kUnit<O> * std::fabs(want) + (sizeof(C) == 8 ? 0x1p-46 : 0x1p-22);
-      check::near(out[t * stride + j], want, tolerance, name + " " + std::to_string(t) + ", " + std::to_string(j));
+      check::near(out[t * stride + j], want, tolerance,
+                  [&] { return name + " " + std::to_string(t) + ", " + std::to_string(j); });
     }
   }
 }
@@ -217,8 +218,10 @@ template <typename E, typename C = float>
 void test_shapes(const std::string& name) {
   test_logprob_entropy<E, C>(name + " 1 column", 1, 1, 1);
   test_logprob_entropy<E, C>(name + " 17 columns", 17, 16, 17);
-  test_logprob_entropy<E, C>(name + " a tile", 3072, 3072, 3075);
+  test_logprob_entropy<E, C>(name + " a tile", 2048, 2048, 2051);
+  test_logprob_entropy<E, C>(name + " a tile and a column", 2049, 2049, 2049);
   test_logprob_entropy<E, C>(name + " a tile and a part", 3100, 3097, 3100);
+  test_logprob_entropy<E, C>(name + " two tiles", 4096, 4096, 4096);
 }
 
 void test_bad_rows() {
@@ -231,6 +234,20 @@ void test_bad_rows() {
     std::memcpy(&shard[0], data<float>(stats), 64);
     const auto merged = pyrl::logprob_entropy_merge_cpu(shard.tensor(), c.labels.tensor(), c.temperature.tensor());
     check::that(*data<int64_t>(std::get<3>(merged)) == 2, "the bad row of " + std::to_string(bad));
+  }
+}
+
+void test_temperatures_out_of_range() {
+  for (const double bad : {0x1.0c6f79p-20, 1000000.0625, -1.0, kInf, kNan}) {  // fp32(1e-6) is 0x1.0c6f7ap-20
+    for (const double fine : {static_cast<double>(1e-6f), 1e6}) {
+      Case<float, float> c(40, 40, 40);
+      c.temperature = Array<double>::of({fine, 1.0, bad, fine});
+      const Tensor stats = pyrl::logprob_entropy_stats_cpu(
+          c.logits.tensor(), c.labels.tensor(), c.temperature.tensor(), 0, 40);
+      for (int64_t t = 0; t < 4; ++t) {
+        check::that(std::isnan(data<float>(stats)[4 * t + 1]) == (t == 2), "temperature " + std::to_string(bad));
+      }
+    }
   }
 }
 
@@ -268,7 +285,7 @@ void test_mix_uids(const Batch& batch) {
   const Tensor mixes = pyrl::mix_uids_cpu(batch.uids.tensor(), -5);
   for (int64_t t = 0; t < batch.size(); ++t) {
     const uint64_t want = mix(static_cast<uint64_t>(-5), static_cast<uint64_t>(batch.uids[t]));
-    check::that(static_cast<uint64_t>(data<int64_t>(mixes)[t]) == want, "mix of uid " + std::to_string(t));
+    check::that(static_cast<uint64_t>(data<int64_t>(mixes)[t]) == want, [&] { return "mix of uid " + std::to_string(t); });
   }
 }
 
@@ -284,7 +301,8 @@ void test_covariance(const Batch& batch) {
   }
   for (int64_t t = 0; t < batch.size(); ++t) {
     const double want = batch.mask[t] ? (batch.logprobs[t] - sum_x / count) * (batch.advantages[t] - sum_a / count) : 0;
-    check::that(data<float>(result)[t] == static_cast<float>(want), "covariance of token " + std::to_string(t));
+    check::that(data<float>(result)[t] == static_cast<float>(want),
+                [&] { return "covariance of token " + std::to_string(t); });
   }
 }
 
@@ -315,7 +333,8 @@ void test_selection(const Batch& batch, bool by_covariance, bool with_eligible) 
   std::vector<char> want(batch.size());
   for (int64_t i = 0; i < k; ++i) want[std::get<2>(keys[i])] = 1;
   for (int64_t t = 0; t < batch.size(); ++t) {
-    check::that(data<bool>(marks)[t] == static_cast<bool>(want[t]), "selection of token " + std::to_string(t));
+    check::that(data<bool>(marks)[t] == static_cast<bool>(want[t]),
+                [&] { return "selection of token " + std::to_string(t); });
   }
 }
 
@@ -337,13 +356,73 @@ void test_policy_loss(const Batch& batch) {
     const double a = advantages[t], bounded = -std::clamp(r, 0.9, 1.1) * a;
     const bool bound = batch.mask[t] && bounded > -r * a, dropped = !batch.mask[t] || batch.some[t];
     const double want = dropped ? 0 : std::fmax(-r * a, bounded), unit = 2 * std::numeric_limits<C>::epsilon();
-    const std::string token = "token " + std::to_string(t);
+    const auto token = [&](const char* what) { return [&, what] { return what + std::to_string(t); }; };
     if (batch.mask[t]) ratios += r;
-    check::near(data<C>(loss)[t], want, unit * std::fabs(want), "loss of " + token);
-    check::near(data<C>(gradient)[t], bound ? 0 : want, unit * std::fabs(want), "gradient of " + token);
-    check::that(data<bool>(binds)[t] == bound, "bound of " + token);
+    check::near(data<C>(loss)[t], want, unit * std::fabs(want), token("loss of token "));
+    check::near(data<C>(gradient)[t], bound ? 0 : want, unit * std::fabs(want), token("gradient of token "));
+    check::that(data<bool>(binds)[t] == bound, token("bound of token "));
   }
   check::near(data<double>(sums)[1], ratios, 1e-9 * (1 + ratios), "sum of the ratios");
+}
+
+// Whatever the ops are given besides, on a device that has no memory.
+void test_devices() {
+  const auto refuses = [](const std::string& name, auto call) {
+    std::string said;
+    try {
+      call();
+    } catch (const std::exception& error) {
+      said = error.what();
+    }
+    check::that(said.find(": got " + name + " on a device") != std::string::npos &&
+                    said.find("wanted it on the CPU, where the other arguments are") != std::string::npos,
+                name + " elsewhere: " + said);
+  };
+  const auto elsewhere = [](std::vector<int64_t> sizes, ScalarType dtype) {
+    return torch::stable::empty(
+        sizes, dtype, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::Meta));
+  };
+  Case<float, float> c(40, 40, 40);
+  const Tensor x = c.logits.tensor(), y = c.labels.tensor(), t = c.temperature.tensor(), g = c.grad_logprobs.tensor();
+  const Array<double> zeros({4});
+  const Array<float> statistics({1, 4, 4});
+  const Tensor lse = zeros.tensor(), shards = statistics.tensor();
+  const Tensor far_y = elsewhere({4}, ScalarType::Long), far_t = elsewhere({4}, ScalarType::Double);
+  const Tensor far_g = elsewhere({4}, ScalarType::Float), far_x = elsewhere({4, 40}, ScalarType::Float);
+  const auto backward = [&](const Tensor& g_l, const Tensor& g_h, const Tensor& entropy, const Tensor& l, const Tensor& out) {
+    pyrl::logprob_entropy_backward_out_cpu(g_l, g_h, x, y, t, entropy, l, 0, 40, out);
+  };
+  refuses("labels", [&] { pyrl::logprob_entropy_stats_cpu(x, far_y, t, 0, 40); });
+  refuses("temperature", [&] { pyrl::logprob_entropy_stats_cpu(x, y, far_t, 0, 40); });
+  refuses("temperature", [&] { pyrl::logprob_entropy_combine_cpu(shards, far_t); });
+  refuses("labels", [&] { pyrl::logprob_entropy_merge_cpu(shards, far_y, t); });
+  refuses("temperature", [&] { pyrl::logprob_entropy_merge_cpu(shards, y, far_t); });
+  refuses("grad_logprobs", [&] { backward(far_g, g, g, lse, x); });
+  refuses("grad_entropy", [&] { backward(g, far_g, g, lse, x); });
+  refuses("entropy", [&] { backward(g, g, far_g, lse, x); });
+  refuses("lse", [&] { backward(g, g, g, far_t, x); });
+  refuses("the gradient", [&] { backward(g, g, g, lse, far_x); });
+
+  const Batch batch(4);
+  const Tensor p = batch.logprobs.tensor(), a = batch.advantages.tensor(), m = batch.mask.tensor(), u = batch.uids.tensor();
+  const Array<int64_t> words({pyrl::selection::kStateWords});
+  const Array<int32_t> bins({pyrl::selection::kCounts});
+  const Tensor far_m = elsewhere({4}, ScalarType::Bool), state = words.tensor(), counts = bins.tensor();
+  refuses("advantages", [&] { pyrl::covariance_sums_cpu(p, far_g, m); });
+  refuses("mask", [&] { pyrl::covariance_sums_cpu(p, a, far_m); });
+  refuses("sums", [&] { pyrl::token_covariance_cpu(p, a, m, elsewhere({19}, ScalarType::Long)); });
+  refuses("advantages", [&] { pyrl::policy_loss_cpu(p, p, far_g, m, m, 0.9, 1.1, kInf, true, 0); });
+  refuses("selected", [&] { pyrl::policy_loss_cpu(p, p, a, m, far_m, 0.9, 1.1, kInf, true, 0); });
+  const auto mark = [&](const Tensor& mask, const Tensor& eligible, const Tensor& uids, const Tensor& with) {
+    pyrl::selection_mark_cpu(a, mask, eligible, uids, -3, kInf, true, 11, with);
+  };
+  refuses("mask", [&] { mark(far_m, m, u, state); });
+  refuses("eligible", [&] { mark(m, far_m, u, state); });
+  refuses("token_uids", [&] { mark(m, m, far_y, state); });
+  refuses("state", [&] { mark(m, m, u, elsewhere({pyrl::selection::kStateWords}, ScalarType::Long)); });
+  refuses("counts", [&] {
+    pyrl::selection_advance_cpu(elsewhere({pyrl::selection::kCounts}, ScalarType::Int), true, 0, 1, 2, state);
+  });
 }
 
 }  // namespace
@@ -354,6 +433,8 @@ int main() {
   test_shapes<BFloat16>("bf16");
   test_shapes<_Float16>("fp16");
   test_bad_rows();
+  test_temperatures_out_of_range();
+  test_devices();
   for (const int64_t size : {int64_t{0}, int64_t{1}, int64_t{33}, kTwoTasks}) {
     const Batch batch(size);
     test_mix_uids(batch);

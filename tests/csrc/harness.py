@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
+import threading
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +18,21 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "csrc"
 CACHE = ROOT / "build" / "emulation"
 COMPILE = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-pthread"]
+# Of a program and of its mutants alike, so that the program is the control of its mutants. Unoptimised code is compiled
+# twice as fast, and keeps what an optimiser would drop as undefined; races are looked for in so much more work that the
+# optimiser pays.
 FLAGS = {
-    "address": ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "address": ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-O1", "-g1", "-fsanitize=thread"],
-    # Quick to compile, for programs that are to fail.
-    "address mutant": ["-O0", "-w", "-fsanitize=address"],
-    "thread mutant": ["-O0", "-w", "-fsanitize=thread"],
-    "coverage": ["-O0", "--coverage", "-fprofile-update=atomic"],
+}
+COVERAGE = ["--coverage", "-fprofile-update=atomic"]  # of the kernel source under "address"
+# What a sanitizer or a check says that has found something; a program that does not start says none of it.
+FINDINGS = {
+    "address": re.compile(r"^FAILED |ERROR: AddressSanitizer|: runtime error: ", re.MULTILINE),
+    "thread": re.compile(r"WARNING: ThreadSanitizer: data race"),
 }
 SECONDS = 300
+_LOCKS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 @dataclass(frozen=True)
@@ -46,18 +55,34 @@ class Program:
     mutations: tuple[Mutation, ...]
 
 
-def build(program: Program, kind: str, csrc: Path = ROOT / "csrc") -> Path:
-    """The program, compiled with `FLAGS[kind]`, in a folder of its own; built anew only if a file or a flag changed."""
+@dataclass(frozen=True)
+class Binary:
+    path: Path
+    notes: Path
+    """Where gcc has put what gcov needs beside the counts of a run."""
+
+
+def build(program: Program, sanitizer: str, csrc: Path = ROOT / "csrc") -> Binary:
+    """The program, in a folder of its own; built anew only if a file or a flag changed. `csrc` may hold a mutant, whose
+    warnings, say about what it no longer uses, are let pass."""
+    command = [*COMPILE, *FLAGS[sanitizer]]
+    kernel = [*command, *(COVERAGE if sanitizer == "address" else [])]
     objects = [
-        compile_object([*COMPILE, *FLAGS[kind]], csrc / program.source, csrc),
-        compile_object([*COMPILE, *FLAGS[kind]], TESTS / f"{program.name}_test.cpp", csrc),
+        compile_object(kernel, csrc / program.source, csrc),
+        compile_object(command, TESTS / f"{program.name}_test.cpp", csrc),
+        compile_object(command, TESTS / "emulation" / "device.cpp", csrc),
     ]
-    digest = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
-    binary = CACHE / f"{program.name}-{digest}" / program.name
+    return Binary(link([*kernel, *map(str, objects)], program.name), objects[0].with_suffix(".gcno"))
+
+
+def link(command: list[str], name: str) -> Path:
+    digest = hashlib.sha256(" ".join(command).encode()).hexdigest()[:16]
+    binary = CACHE / f"{name}-{digest}" / name
     if not binary.exists():
         binary.parent.mkdir(parents=True, exist_ok=True)
-        compile_command([*COMPILE, *FLAGS[kind], *map(str, objects), "-o", str(binary) + ".new"], cwd=binary.parent)
-        Path(str(binary) + ".new").replace(binary)
+        new = Path(f"{binary}.{os.getpid()}-{threading.get_ident()}.new")
+        compile_command([*command, "-o", str(new)], cwd=binary.parent)
+        new.replace(binary)
     return binary
 
 
@@ -65,12 +90,15 @@ def compile_object(command: list[str], source: Path, csrc: Path) -> Path:
     includes = [f"-I{TESTS / 'emulation'}", f"-I{TESTS}", f"-I{csrc}"]
     preprocessed = compile_command([*command, *includes, "-E", "-P", "-x", "c++", str(source)], cwd=TESTS).stdout
     digest = hashlib.sha256((" ".join(command) + preprocessed).encode()).hexdigest()[:16]
+    if csrc != ROOT / "csrc":
+        command = [*command, "-w"]  # not in the digest: what the defect left alone is not compiled again
     target = CACHE / "objects" / digest / f"{source.stem}.o"
     complete = target.with_suffix(".complete")
-    if not complete.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        compile_command([*command, *includes, "-c", "-x", "c++", str(source), "-o", str(target)], cwd=TESTS)
-        complete.touch()
+    with _LOCKS[str(target)]:  # programs share objects, and two are built at a time
+        if not complete.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            compile_command([*command, *includes, "-c", "-x", "c++", str(source), "-o", str(target)], cwd=TESTS)
+            complete.touch()
     return target
 
 
@@ -81,15 +109,30 @@ def compile_command(command: list[str], cwd: Path) -> subprocess.CompletedProces
     return done
 
 
-def run(binary: Path, *, stop_at_first: bool = False) -> subprocess.CompletedProcess[str]:
-    """Address space layout is not randomised: this compiler's ThreadSanitizer cannot place its memory otherwise."""
+def run(binary: Path, counts: Path, *, stop_at_first: bool = False) -> subprocess.CompletedProcess[str]:
+    """The program's coverage goes to the folder `counts`.
+
+    Address space layout is not randomised: this compiler's ThreadSanitizer cannot place its memory otherwise.
+    """
     command = [str(binary)]
     if shutil.which("setarch"):
         command = ["setarch", platform.machine(), "-R", *command]
-    environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    environment = os.environ | {
+        "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0", "GCOV_PREFIX": str(counts)
+    }  # fmt: skip
     if stop_at_first:
         environment["CHECK_STOP_AT_FIRST"] = "1"
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
+
+
+def passed(done: subprocess.CompletedProcess[str]) -> bool:
+    """Everything was checked, and no sanitizer found anything."""
+    return done.returncode == 0 and " 0 failed" in done.stdout
+
+
+def noticed(done: subprocess.CompletedProcess[str], sanitizer: str) -> bool:
+    """The program failed because a check or the sanitizer found something, and not, say, since it could not start."""
+    return done.returncode != 0 and bool(FINDINGS[sanitizer].search(f"{done.stdout}\n{done.stderr}"))
 
 
 def mutated(mutation: Mutation, folder: Path) -> Path:
@@ -103,15 +146,10 @@ def mutated(mutation: Mutation, folder: Path) -> Path:
     return copy
 
 
-def line_coverage(program: Program, folder: Path) -> dict[str, tuple[int, list[int]]]:
-    """Of each file under csrc: how many lines were run, and those that were not."""
-    binary = build(program, "coverage")
-    environment = os.environ | {"GCOV_PREFIX": str(folder)}
-    subprocess.run([str(binary)], env=environment, check=True, capture_output=True, timeout=SECONDS)
+def line_coverage(program: Program, binary: Binary, folder: Path) -> dict[str, tuple[int, list[int]]]:
+    """Of each file under csrc: how many lines were run, and those that were not; from the counts in `folder`."""
     (counts,) = folder.rglob(f"{Path(program.source).stem}.gcda")
-    source = compile_object([*COMPILE, *FLAGS["coverage"]], ROOT / "csrc" / program.source, ROOT / "csrc")
-    notes = source.with_suffix(".gcno")
-    shutil.copy(notes, counts.with_suffix(".gcno"))
+    shutil.copy(binary.notes, counts.with_suffix(".gcno"))
     report = compile_command(["gcov", "--json-format", "--stdout", str(counts)], cwd=folder).stdout
     lines: dict[str, dict[int, int]] = {}
     for file in json.loads(report)["files"]:

@@ -189,12 +189,12 @@ void check_gradient(
       const bool exact = want == 0;
       const double tolerance = exact ? 0 : O::kUnit * std::fabs(want) + 0x1p-22;
       check::near(out.get(t, j), want, tolerance,
-                  name + " gradient " + std::to_string(t) + ", " + std::to_string(j));
+                  [&] { return name + " gradient " + std::to_string(t) + ", " + std::to_string(j); });
     }
   }
   for (int64_t t = 0; t + 1 < out.tokens; ++t) {
     for (int64_t j = out.width; j < out.stride; ++j) {
-      check::that(out.get(t, j) == O::get(O::put(kUntouched)), name + " wrote between rows");
+      check::that(out.get(t, j) == O::get(O::put(kUntouched)), [&] { return name + " wrote between rows"; });
     }
   }
   for (int64_t i = 0; i < out.offset; ++i) {
@@ -248,7 +248,7 @@ void test_shape(
 }
 
 // Rows that have no softmax, and labels and temperatures out of range: all but the last of `rows` are fine.
-void test_bad_rows() {
+void test_bad_rows(const std::vector<const char*>& kinds) {
   constexpr int64_t kWidth = 300;
   const auto row_of = [](const char* kind, Matrix<Float>& x, Case& c, int64_t t) {
     const std::string name = kind;
@@ -265,12 +265,12 @@ void test_bad_rows() {
     if (name == "label below") c.labels[t] = -1;
     if (name == "temperature 0") c.temperature[t] = 0;
     if (name == "temperature below 0") c.temperature[t] = -1;
+    if (name == "temperature just too small") c.temperature[t] = 0x1.0c6f79p-20;  // fp32(1e-6) is 0x1.0c6f7ap-20
+    if (name == "temperature just too large") c.temperature[t] = 1000000.0625;
     if (name == "temperature inf") c.temperature[t] = kInf;
     if (name == "temperature nan") c.temperature[t] = kNan;
   };
-  for (const char* kind :
-       {"nan", "+inf", "-inf", "nan among -inf", "nan, and far below the others' maximum", "label above", "label below",
-        "temperature 0", "temperature below 0", "temperature inf", "temperature nan"}) {
+  for (const char* kind : kinds) {
     std::mt19937_64 random(7);
     Matrix<Float> x(4, kWidth, kWidth, 0);
     fill(x, kWidth, random);
@@ -317,10 +317,11 @@ void test_extreme_rows() {
   check::that(finite, "a label on -inf has a finite gradient");
 }
 
-// Near p = 1 the gradient at the label is 1 - p, which is lost if p is rounded first.
-void test_gradient_near_probability_one() {
+// Near p = 1 the gradient at the label is 1 - p: right but for the rounding of S, which p rounded to bf16 is not. The
+// other's is exact to a rounding of its own size.
+void test_gradient_near_probability_one(double logit) {
   Matrix<Float> x(1, 2, 2, 0);
-  x.set(0, 0, 8.0);
+  x.set(0, 0, logit);
   x.set(0, 1, 0.0);
   std::mt19937_64 random(3);
   Case c(1, 2, random);
@@ -329,9 +330,9 @@ void test_gradient_near_probability_one() {
   c.grad_logprobs = {1.0f};
   Matrix<Float> out(1, 2, 2, 0);
   backward(x, c, forward(x, c, {0, 2}, 2), out, 2, false);
-  const double want = 1 / (1 + std::exp(8.0));
-  check::near(out.get(0, 0), want, 4e-4 * want, "1 - p");
-  check::near(out.get(0, 1), -want, 4e-4 * want, "p of the other");
+  const double want = 1 / (1 + std::exp(logit));
+  check::near(out.get(0, 0), want, 0x1p-24 + 1e-6 * want, "1 - p of " + std::to_string(logit));
+  check::near(out.get(0, 1), -want, 1e-5 * want, "p of the other of " + std::to_string(logit));
 }
 
 // A row that starts more than 2^31 elements after the first.
@@ -388,9 +389,21 @@ void test_repeat() {
       first.logprobs == second.logprobs && first.entropy == second.entropy && first.lse == second.lse, "repeated");
 }
 
+// Each way through the kernels' one barrier, and blocks that use shared memory after one another.
+void test_races() {
+  test_shape<BFloat16>("bf16 17 columns", 4, 17, 17, 0, 0, 17);
+  test_shape<Float, BFloat16>("fp32 to bf16", 3, 2200, 2208, 0, 0, 2190);
+  test_bad_rows({"nan", "label above"});
+  test_nothing();
+}
+
 }  // namespace
 
 int main() {
+  if (check::kRaces) {
+    test_races();
+    return check::report();
+  }
   test_shape<BFloat16>("bf16 one column", 1, 1, 1, 0, 0, 1);
   test_shape<BFloat16>("bf16 17 columns", 4, 17, 17, 0, 0, 17);
   test_shape<BFloat16>("bf16 5003 columns, 3 of padding", 3, 5003, 5003, 0, 0, 5000);
@@ -400,9 +413,12 @@ int main() {
   test_shape<Float>("fp32", 3, 2100, 2100, 1, 1, 2099);
   test_shape<Float, BFloat16>("fp32 to bf16", 3, 2200, 2208, 0, 0, 2190);
   test_shape<Float, Half>("fp32 to fp16, never aligned", 3, 150, 153, 0, 1, 149);
-  test_bad_rows();
+  test_bad_rows(
+      {"nan", "+inf", "-inf", "nan among -inf", "nan, and far below the others' maximum", "label above", "label below",
+       "temperature 0", "temperature below 0", "temperature just too small", "temperature just too large",
+       "temperature inf", "temperature nan"});
   test_extreme_rows();
-  test_gradient_near_probability_one();
+  for (int logit = 0; logit <= 30; ++logit) test_gradient_near_probability_one(logit);
   test_far_rows();
   test_nothing();
   test_repeat();

@@ -197,12 +197,51 @@ void test_large_counts() {
   check::that(state.errors == kTooManyTokens && state.valid == kMaxValid + 1, "2^31 tokens");
 }
 
+// Of 2^31 tokens or more, bins may have wrapped below 0: in the first round, or in a later one, whose bins then do not
+// reach k. The search must end all the same, in the last bin where none reaches k, and keep saying what is wrong.
+void test_wrapped_counts() {
+  constexpr int64_t kTokens = int64_t{3} << 30;
+  for (const int full : {0, 7, 8, 131, kBins - 1}) {
+    const std::string name = "wrapped bin " + std::to_string(full);
+    std::vector<int32_t> counts(kCounts);
+    counts[full] = static_cast<int32_t>(static_cast<uint32_t>(kTokens));
+    for (int part = 0; part < 2; ++part) counts[kBins + part] = part_of(kTokens, part);
+    check::that(counts[full] < 0, name + " is below 0");
+    State first{};
+    launch_advance(counts.data(), true, 0, {1, 2}, &first, nullptr);
+    check::that(first.errors == kTooManyTokens && first.valid == kTokens, name + " in the first round");
+    State state{};
+    state.remaining = 5;
+    state.valid = kTokens;
+    state.errors = kTooManyTokens;
+    for (int round = 1; round < kDigits; ++round) {
+      check::that(state.decided == 0, name + " leaves it open");
+      launch_advance(counts.data(), true, round, {1, 2}, &state, nullptr);
+      const uint64_t digit = (round < kOrderDigits ? state.order : state.mix) >> shift_of(round) & 0xFF;
+      check::that(digit == kBins - 1, name + " ends in the last bin");
+    }
+    check::that(state.decided == 1 && (state.errors & kTooManyTokens) != 0, name + " in later rounds");
+  }
+}
+
+// Two blocks with several turns each, and several ranks: histogram, advance and mark of each round.
+void test_races() {
+  std::mt19937_64 random(1);
+  const Batch batch = make_batch(2700, true, random);
+  test_case("top, two blocks, two ranks", {batch, true, {-kInf, kInf, kSeed, true}, {0, 100, 2700}, 2}, {1, 2});
+}
+
 }  // namespace
 
 int main() {
+  if (check::kRaces) {
+    test_races();
+    return check::report();
+  }
   test_sizes();
   test_ties();
   test_the_same_uid();
   test_large_counts();
+  test_wrapped_counts();
   return check::report();
 }

@@ -60,7 +60,7 @@ void check_covariance(const std::string& name, const Batch& batch, int max_block
   for (size_t t = 0; t < got.size(); ++t) {
     float want = static_cast<float>((batch.logprobs[t] - mean_x) * (batch.advantages[t] - mean_y));
     if (!batch.used(t)) want = batch.mask[t] ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
-    check::that(bits(got[t]) == bits(want), name + " token " + std::to_string(t));
+    check::that(bits(got[t]) == bits(want), [&] { return name + " token " + std::to_string(t); });
   }
 }
 
@@ -101,11 +101,51 @@ void test_largest_sums() {
   check_covariance("largest", batch, 1, -static_cast<double>(kLargest), static_cast<double>(kLargest));
 }
 
+// Means that lie on, just above and just below the middle of two doubles: what breaks the tie is a bit that is 53 to 250
+// bits below the first, in the quotient's second word, in the remainder, or in a digit that was not divided any more.
+void test_ties() {
+  using namespace pyrl::exact;
+  const auto mean_of = [](std::initializer_list<float> numbers, int64_t count) {
+    int64_t windows[kWindows] = {}, words[kWords];
+    for (const float x : numbers) {
+      const Term one = term(x);
+      windows[one.window] += one.value;
+    }
+    for (int word = 0; word < kWords; ++word) words[word] = carried(windows, word);
+    return pyrl::exact::mean(words, count);
+  };
+  for (const int scale : {0, 1, 5, 31, 40, 63, 74}) {
+    const float one = std::ldexp(1.0f, scale), half = std::ldexp(1.0f, scale - 53);  // half a unit in the last place of one
+    const double at = one, unit = std::ldexp(1.0, scale - 52);
+    const std::string name = "2^" + std::to_string(scale);
+    check::that(mean_of({one, half}, 1) == at, name + ": a tie goes to the even one");
+    check::that(mean_of({one, 2 * half, half}, 1) == at + 2 * unit, name + ": upwards where that is the even one");
+    check::that(mean_of({-one, -half}, 1) == -at, name + ": a tie of negative numbers");
+    for (int below = scale - 54; below >= -149; --below) {
+      const float bit = std::ldexp(1.0f, below);
+      const std::string which = name + " and 2^" + std::to_string(below);
+      check::that(mean_of({one, half, bit}, 1) == at + unit, which + ": above the middle");
+      check::that(mean_of({one, half, -bit}, 1) == at, which + ": below the middle");
+      check::that(mean_of({-one, -half, -bit}, 1) == -at - unit, which + ": above the middle, negative");
+      check::that(mean_of({one, 2 * half, half, -bit}, 1) == at + unit, which + ": below the middle, to the odd one");
+      check::that(mean_of({4 * one, 4 * half, 4 * bit}, 4) == at + unit, which + ": of four");
+    }
+    // A third of 3 (one + half) 2^0 is on the middle; a unit of the sum more leaves a remainder, two a larger one.
+    const float least = std::ldexp(1.0f, -149);
+    check::that(mean_of({2 * one, one, 2 * half, half}, 3) == at, name + ": a tie of three");
+    check::that(mean_of({2 * one, one, 2 * half, half, least}, 3) == at + unit, name + ": a remainder of one");
+    check::that(mean_of({2 * one, one, 2 * half, half, 2 * least}, 3) == at + unit, name + ": a remainder of two");
+    check::that(mean_of({2 * one, one, 2 * half, half, -least}, 3) == at, name + ": just below a tie of three");
+  }
+}
+
 }  // namespace
 
 int main() {
-  for (const int64_t size : {0, 1, 33, 8192}) test_size(size, kMaxBlocks);
   test_size(9500, 2);
+  if (check::kRaces) return check::report();  // two blocks of either kernel, several turns of the second
+  for (const int64_t size : {0, 1, 33, 8192}) test_size(size, kMaxBlocks);
+  test_ties();
   test_exponents();
   test_largest_sums();
   return check::report();

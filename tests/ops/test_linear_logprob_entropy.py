@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyrl import ops
 from pyrl.ops import reference
@@ -326,6 +327,7 @@ class TestAccumulation:
         assert (got - 3 * wanted).abs().max() <= 2.0**-8 * 3 * wanted.abs().max() + 3 * 2.0**-16
         assert hidden.grad is not None
 
+    @pytest.mark.usefixtures("new_memory_is_nan")
     def test_a_weight_that_is_the_embedding_too_gets_zeros_to_add_to(self):
         hidden, parameter, labels, upstream = self.make_parameter(grad_added_to_main_grad=False, zero_out_wgrad=True)
         outputs = ops.linear_logprob_entropy(hidden, parameter, labels)
@@ -481,8 +483,7 @@ def test_opcheck(dtype):
     torch.library.opcheck(torch.ops.pyrl.logprob_entropy_backward_out, rest)
 
 
-def test_compiled_code_may_call_it():
-    """With graph breaks, where values of arguments are checked."""
+def test_compiles_to_one_graph():
     hidden, weight, labels, _ = make_case(6, 8, 40, torch.float32)
 
     def loss(h, w):
@@ -490,7 +491,7 @@ def test_compiled_code_may_call_it():
         return (logprobs - 0.1 * entropy).sum()
 
     gradients = []
-    for function in (loss, torch.compile(loss, backend="aot_eager")):
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
         leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         gradients.append(torch.autograd.grad(function(*leaves), leaves))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
@@ -514,6 +515,8 @@ BAD_ARGUMENTS = {
     "vocab_size 11": (dict(vocab_size=11), r"vocab_size: got int 11, wanted an int in \[1, 10\]"),
     "temperature 0": (dict(temperature=0.0), "temperature: got float 0.0"),
     "temperature row": (dict(temperature=torch.tensor([1.0, 1, -1, 1])), "temperature: got -1.0 at row 2"),
+    "temperature too small": (dict(temperature=1e-14), "temperature: got float 1e-14, wanted a float in"),
+    "temperature row too large": (dict(temperature=torch.tensor([1.0, 1, 1e38, 1])), "got 9.99.*e\\+37 at row 2"),
     "logits_dtype": (dict(logits_dtype="fp16"), "logits_dtype: got str 'fp16', wanted fp32 or"),
     "bf16 of fp64": (dict(hidden=X.double(), weight=W.double(), logits_dtype="bf16"), "logits_dtype: got str 'bf16'"),
 }
@@ -525,3 +528,11 @@ def test_bad_arguments_are_named(case):
     arguments = dict(hidden=X, weight=W, labels=Y) | changed
     with pytest.raises(ValueError, match=message):
         ops.linear_logprob_entropy(**arguments)
+
+
+def test_fp64_on_cuda_is_a_value_error():
+    """In shapes alone, which needs no GPU."""
+    with FakeTensorMode():
+        hidden, weight = (torch.empty(n, 3, dtype=torch.float64, device="cuda") for n in (4, 10))
+        with pytest.raises(ValueError, match=r"hidden: got torch.float64 .* on cuda.*, wanted fp32, bf16 or fp16"):
+            ops.linear_logprob_entropy(hidden, weight, torch.empty(4, device="cuda").long())

@@ -138,7 +138,7 @@ def test_a_graph_replays_on_new_logits_and_nothing_waits():
     assert device_flag.take_errors(logits.device) == []
 
 
-@pytest.mark.parametrize("what", ["nan", "+inf", "-inf", "label", "temperature"])
+@pytest.mark.parametrize("what", ["nan", "+inf", "-inf", "label", "temperature 1e-14", "temperature 1e38"])
 def test_a_bad_value_sets_the_flag_and_its_row_is_nan(what):
     logits, labels, _ = on_cuda(*make_case(9, 1000, torch.float32))
     temperature = torch.ones(9, device="cuda")
@@ -147,8 +147,8 @@ def test_a_bad_value_sets_the_flag_and_its_row_is_nan(what):
     assert device_flag.take_errors(logits.device) == []
     if what == "label":
         labels[4] = 1000
-    elif what == "temperature":
-        temperature[4] = 0
+    elif what.startswith("temperature"):
+        temperature[4] = float(what.split()[1])
     elif what == "-inf":
         logits[4] = -math.inf
     else:

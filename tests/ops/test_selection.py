@@ -210,6 +210,7 @@ def test_opcheck(ranked):
         counts, state = torch.zeros(258, dtype=torch.int32), torch.zeros(7, dtype=torch.int64)
         torch.library.opcheck(torch.ops.pyrl.selection_histogram, (*tokens, 4, state, counts))
         torch.library.opcheck(torch.ops.pyrl.selection_mark, (*tokens, state))
+        torch.library.opcheck(torch.ops.pyrl.selection_mark_or_raise, (*tokens, state))
     torch.library.opcheck(torch.ops.pyrl.selection_advance, (counts, ranked, 4, 1, 3, state))
 
 
@@ -227,9 +228,7 @@ def test_nothing_waits_for_a_device(monkeypatch):
         assert covariance.shape == (9,) and covariance.dtype == torch.float32
 
 
-def test_compiles_to_one_graph(monkeypatch):
-    """Without the value errors, which on the CPU are read and raised."""
-    monkeypatch.setattr(selection, "_report", lambda state: None)
+def test_compiles_to_one_graph():
     cov, mask, uids = torch.randn(50), torch.rand(50) < 0.8, torch.arange(50)
 
     def both(cov, mask, uids):
@@ -241,6 +240,8 @@ def test_compiles_to_one_graph(monkeypatch):
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
     for got, want in zip(compiled(cov, mask, uids), both(cov, mask, uids), strict=True):
         assert torch.equal(got, want)
+    with pytest.raises(ValueError, match="same uid"):
+        compiled(cov, mask, torch.zeros_like(uids))
 
 
 C, M, U = torch.zeros(3), torch.ones(3, dtype=torch.bool), torch.arange(3)

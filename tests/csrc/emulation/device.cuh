@@ -1,26 +1,15 @@
-// csrc/cuda/device.cuh for the host: the same names, a block's threads as real threads, so that the same .cu runs on a
-// processor, under its sanitizers. Two blocks run at a time.
+// csrc/cuda/device.cuh for the host: the same names, a block's threads as real threads (device.cpp), so that the same .cu
+// runs on a processor, under its sanitizers. Two blocks run at a time.
 //
 // Stricter than a GPU: a barrier, shuffle or vote that not all threads of the block or warp reach ends the program.
 #pragma once
 
 #include <atomic>
 #include <cmath>
-#include <condition_variable>
-#include <csignal>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <limits>
-#include <memory>
-#include <mutex>
-#include <thread>
 #include <type_traits>
-#include <vector>
-
-#include <unistd.h>
 
 #define PYRL_KERNEL void
 #define PYRL_KERNEL_BOUNDS(threads, blocks) void
@@ -37,56 +26,9 @@ inline constexpr int kWarp = 32;
 
 namespace emulation {
 
-inline constexpr int kBlocksAtATime = 2;
-inline constexpr unsigned kDeadline = 60;  // seconds for a launch, which takes a fraction of one
+[[noreturn]] void fail(const char* what);
 
-[[noreturn]] inline void fail(const char* what) {
-  std::fprintf(stderr, "emulation: %s\n", what);
-  std::_Exit(3);
-}
-
-// In force while it exists, that is for one launch. SIGALRM may arrive in any thread.
-struct Deadline {
-  Deadline() {
-    std::signal(SIGALRM, [](int) { fail("a barrier, shuffle or vote was not reached by all threads of the block or warp"); });
-    alarm(kDeadline);
-  }
-  ~Deadline() { alarm(0); }
-};
-
-// Without a lock: all threads of a block wake at once, and would wait for it one after another.
-class Barrier {
- public:
-  explicit Barrier(int threads) : threads_(threads) {}
-
-  void wait() {
-    const int phase = phase_.load(std::memory_order_relaxed);  // it cannot change before this thread has arrived
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) {
-      phase_.wait(phase, std::memory_order_acquire);
-      return;
-    }
-    arrived_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
-    phase_.notify_all();
-  }
-
- private:
-  const int threads_;
-  std::atomic<int> arrived_{0}, phase_{0};
-};
-
-struct Warp {
-  Barrier barrier{kWarp};
-  uint64_t exchanged[2][kWarp] = {};
-};
-
-struct Block {
-  explicit Block(int threads) : barrier(threads), end(threads), warps(threads / kWarp) {}
-  Barrier barrier;
-  Barrier end;  // of the kernel; apart, so that a thread that left does not count as one at a barrier
-  std::vector<Warp> warps;
-};
-
+struct Block;
 struct Thread {
   int index;
   int slot;
@@ -95,69 +37,27 @@ struct Thread {
   Block* block;
   int exchanges;
 };
-inline thread_local Thread* self = nullptr;
+inline constinit thread_local Thread* self = nullptr;
+
+void wait_for_block();
 
 // The values of all lanes, until the exchange after the next: by then every lane has read them.
-template <typename T>
-const uint64_t* exchange(T value) {
-  static_assert(sizeof(T) <= sizeof(uint64_t) && std::is_trivially_copyable_v<T>);
-  Warp& warp = self->block->warps[self->index / kWarp];
-  uint64_t* values = warp.exchanged[self->exchanges++ % 2];
-  std::memcpy(&values[self->index % kWarp], &value, sizeof value);
-  warp.barrier.wait();
-  return values;
-}
+const uint64_t* exchange(uint64_t value);
+
+// Every block's threads call kernel(arguments).
+void run(int64_t blocks, int threads, void (*kernel)(const void*), const void* arguments);
 
 // The value of lane `source`, or of this lane where there is no such lane.
 template <typename T>
 T value_of_lane(T value, int source) {
-  const uint64_t* values = exchange(value);
+  static_assert(sizeof(T) <= sizeof(uint64_t) && std::is_trivially_copyable_v<T>);
+  uint64_t word = 0;
+  std::memcpy(&word, &value, sizeof value);
+  const uint64_t* values = exchange(word);
   T result;
   std::memcpy(&result, &values[source >= 0 && source < kWarp ? source : self->index % kWarp], sizeof result);
   return result;
 }
-
-// Threads that are used again by every launch: starting them costs more than what they do.
-class Pool {
- public:
-  static Pool& instance() {
-    static Pool& pool = *new Pool;  // outlives the threads, which nobody ends
-    return pool;
-  }
-
-  // Calls work(0) .. work(count - 1), all at once.
-  void run(int count, const std::function<void(int)>& work) {
-    std::unique_lock lock(mutex_);
-    while (started_ < count) std::thread([this, index = started_++] { serve(index); }).detach();
-    work_ = &work;
-    count_ = running_ = count;
-    ++generation_;
-    wake_.notify_all();
-    done_.wait(lock, [&] { return running_ == 0; });
-  }
-
- private:
-  void serve(int index) {
-    int64_t seen = 0;
-    std::unique_lock lock(mutex_);
-    while (true) {
-      wake_.wait(lock, [&] { return generation_ != seen; });
-      seen = generation_;
-      if (index >= count_) continue;
-      const std::function<void(int)>& work = *work_;
-      lock.unlock();
-      work(index);
-      lock.lock();
-      if (--running_ == 0) done_.notify_one();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable wake_, done_;
-  const std::function<void(int)>* work_ = nullptr;
-  int started_ = 0, count_ = 0, running_ = 0;
-  int64_t generation_ = 0;
-};
 
 template <typename To, typename From>
 To bits(From from) {
@@ -213,7 +113,7 @@ inline int64_t grid_size() { return emulation::self->grid_size; }
 inline int lane() { return emulation::self->index % kWarp; }
 inline int warp() { return emulation::self->index / kWarp; }
 
-inline void block_barrier() { emulation::self->block->barrier.wait(); }
+inline void block_barrier() { emulation::wait_for_block(); }
 
 template <typename T>
 T shuffle_down(T value, int distance) { return emulation::value_of_lane(value, lane() + distance); }
@@ -269,20 +169,8 @@ template <typename... Parameters>
 int launch(
     void (*kernel)(Parameters...), int64_t blocks, int threads, void* /*stream*/,
     std::type_identity_t<Parameters>... arguments) {
-  if (threads % kWarp != 0) emulation::fail("a block whose threads are no multiple of 32");
-  const emulation::Deadline deadline;
-  const int at_a_time = static_cast<int>(blocks < emulation::kBlocksAtATime ? blocks : emulation::kBlocksAtATime);
-  std::vector<std::unique_ptr<emulation::Block>> slots;
-  for (int slot = 0; slot < at_a_time; ++slot) slots.push_back(std::make_unique<emulation::Block>(threads));
-  emulation::Pool::instance().run(at_a_time * threads, [&](int worker) {
-    const int slot = worker / threads;
-    emulation::Thread thread{worker % threads, slot, 0, blocks, slots[slot].get(), 0};
-    emulation::self = &thread;
-    for (thread.block_index = slot; thread.block_index < blocks; thread.block_index += at_a_time) {
-      kernel(arguments...);
-      thread.block->end.wait();
-    }
-  });
+  const auto call = [&] { kernel(arguments...); };
+  emulation::run(blocks, threads, [](const void* work) { (*static_cast<const decltype(call)*>(work))(); }, &call);
   return 0;
 }
 
