@@ -1,0 +1,1 @@
+"""Scores on held-out questions and how sure they are."""
