@@ -1,4 +1,5 @@
-"""The `pyrl` command. Exit codes: 0 done, 2 bad input, 1 failure, 130 interrupted by Ctrl-C."""
+"""The `pyrl` command. Exit codes: 0 done, 2 bad input, 1 failure, 3 a study that is not done yet, 130 interrupted by
+Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from pyrl.config import ConfigError, load_config
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
-INTERRUPTED = 130
+INTERRUPTED, UNFINISHED = 130, 3
 
 RunFolder = Annotated[Path | None, typer.Option(help="Where the run is written; default runs/<config>.")]
 
@@ -97,6 +98,34 @@ def analyze(
     for said in shared_findings(analysis):
         print(said)
     print(f"written: {out / 'report.html'}, {out / 'report.png'}, {out / 'analysis.json'}")
+
+
+@app.command()
+def study(
+    config: Annotated[Path, typer.Argument(help="A YAML file, see configs/study/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where runs and report are written; default runs/<config>.")
+    ] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Hours; then stop between two steps.", min=0.0)] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Write the report of the runs that are done.")] = (
+        False
+    ),
+) -> None:
+    """Run methods x seeds x settings one after another, and write one report; called again, it goes on."""
+    from pyrl.study.config import load_study
+    from pyrl.study.report import write_study_report
+    from pyrl.study.runner import run_study
+
+    settings, folder = load_study(config, overrides or []), folder or Path("runs") / config.stem
+    done = report_only or run_study(settings, folder, time_limit=time_limit)
+    written = write_study_report(settings, folder)
+    if report_only and not written:
+        raise ConfigError(f"{folder}: none of the study's runs is done, there is nothing to report")
+    if written:
+        print(f"written: {', '.join(str(path) for path in written)}")
+    if not done:
+        raise typer.Exit(UNFINISHED)
 
 
 def main() -> None:

@@ -16,13 +16,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from pyrl.algorithms.controllers import Control, build_control
 from pyrl.config import ConfigError, RunConfig
 from pyrl.data.cursor import PromptCursor
 from pyrl.data.prompts import fingerprint, load_prompts
@@ -40,9 +41,11 @@ from pyrl.stages.determinism import check_deterministic, check_part_counts, part
 from pyrl.stages.engines import Engines
 from pyrl.stages.exchange import broadcast_from_rank_zero, gather_from_every_rank
 from pyrl.stages.improve import PolicyImprover
+from pyrl.stages.selected_sample import selected_row
 from pyrl.stages.validate import Validator
 from pyrl.telemetry.progress import StepProgress
 from pyrl.telemetry.recorder import SUPERSEDED, RunRecorder, sample_row
+from pyrl.telemetry.running_fits import RunningFits
 from pyrl.telemetry.timers import Timers
 from pyrl.types import Prompt, RolloutGroup, StepRecord
 
@@ -55,10 +58,18 @@ SAMPLES_PER_STEP = 4
 """Groups whose first response is written to samples.jsonl each step."""
 
 
-def train(config: RunConfig, run_folder: Path, *, servers: ServerPool | None = None, title: str = "training") -> None:
-    """Train as `config` says and write everything under `run_folder`. Every rank calls it.
+def train(
+    config: RunConfig,
+    run_folder: Path,
+    *,
+    servers: ServerPool | None = None,
+    title: str = "training",
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Train as `config` says and write everything under `run_folder`. Every rank calls it. Whether it came to the end.
 
     `servers`: engines that already run (the caller stops them); None: start and stop our own, or use `rollout.urls`.
+    `stop`: asked between steps, on rank 0; once it says so, a checkpoint is written and the run ends early.
     Raises ConfigError for bad input, before anything is written; on any other error the records and checkpoints written
     so far stay valid and the same call resumes from them (`checkpoint.resume`).
     """
@@ -68,9 +79,13 @@ def train(config: RunConfig, run_folder: Path, *, servers: ServerPool | None = N
         with progress:
             run.begin()
             while run.step < config.steps:
+                if broadcast_from_rank_zero(run.parallel.rank == 0 and stop(), run.parallel):
+                    run.pause()
+                    return False
                 record = run.advance()
                 progress.update(run.step, record)
             run.finish()
+    return True
 
 
 @dataclass(slots=True)
@@ -92,9 +107,13 @@ class Run:
     tokenizer: PreTrainedTokenizerBase
     part_counts: dict[str, Any]
     """Of `determinism.part_counts`."""
+    control: Control
     step: int = 0
     """Rollout steps done; also the version of the current weights."""
     gradient_step: int = 0
+    saved_step: int | None = None
+    """Of the newest checkpoint."""
+    fits: RunningFits = field(default_factory=RunningFits)
 
     @classmethod
     def open(cls, config: RunConfig, folder: Path, stack: contextlib.ExitStack, servers: ServerPool | None) -> Run:
@@ -130,13 +149,14 @@ class Run:
             engines=engines,
             collector=collector,
             improver=PolicyImprover(config, learner, parallel, timers),
-            validator=Validator(config.validation, inputs.held_out, collector, timers),
+            validator=Validator(config.validation, inputs.held_out, collector, timers, last_step=config.steps),
             prompts=inputs.prompts,
             cursor=inputs.cursor(config),
             recorder=stack.enter_context(RunRecorder(folder)) if parallel.rank == 0 else None,
             timers=timers,
             tokenizer=tokenizer,
             part_counts=counts,
+            control=build_control(config.loss, config.entropy_control),
         )
         run._start_at(point)
         return run
@@ -148,7 +168,7 @@ class Run:
         self.engines.sync(self.learner, version=self.step)
         self.engines.verify(self.learner, self.prompts[:PROBES], version=self.step)
         if self.step == 0 and self.config.validation.every:
-            record = {"step": 0, "policy_version": 0, "gradient_step": 0} | self.validator.validate(0)
+            record = {"step": 0, "policy_version": 0, "gradient_step": 0} | self._validate()
             self._write(record | self.timers.collect())
         self.timers.collect()  # what it took to start belongs to no step
 
@@ -156,7 +176,9 @@ class Run:
         """One rollout step; returns its record."""
         step, version = self.step + 1, self.step
         collected = self.collector.collect(self.prompts, self.cursor, step=step, policy_version=version)
+        self.improver.loss = self.control.loss
         metrics = self.improver.improve(collected, step=step)
+        metrics |= self.control.observe(metrics["entropy"])
         self.step = step
         self.gradient_step += self.config.algorithm.updates_per_rollout
         with self.timers.phase("sync"):
@@ -167,14 +189,21 @@ class Run:
             "policy_version": version,
             "prompts_consumed": self.cursor.consumed,
             "memory_learner_bytes": self.learner.memory_bytes(),
+            "memory_reference_bytes": self.learner.reference.bytes if self.learner.reference else None,
         }
         record |= collected.metrics() | metrics
+        record |= self.fits.add(record)
         if self._due(self.config.validation.every):
-            record |= self.validator.validate(step)
+            record |= self._validate()
         record |= self.timers.collect()
         record["tokens_per_second"] = record["response_tokens"] / record["seconds_step"]
-        self._write(record, self.collector.first_samples(collected, SAMPLES_PER_STEP))
+        samples = [
+            *(self._sample_row(step, group) for group in self.collector.first_samples(collected, SAMPLES_PER_STEP)),
+            *(selected_row(step, token, collected, self.tokenizer.decode) for token in self.improver.selected_sample),
+        ]
+        self._write(record, samples)
         self._warn_of_unjudged(record)
+        self._warn_of_spent_entropy(record)
         if self._due(self.config.checkpoint.every):
             with self.timers.phase("checkpoint"):  # in the next record: a checkpoint may not run ahead of its records
                 self.save()
@@ -187,6 +216,11 @@ class Run:
         if self.recorder is not None:
             self.recorder.sync()
 
+    def pause(self) -> None:
+        """Leave the run so that the same call goes on from this very step."""
+        if self.step > 0 and self.saved_step != self.step:
+            self.save()
+
     def save(self) -> None:
         """Write a checkpoint of everything that the next step depends on."""
         if self.recorder is not None:
@@ -195,6 +229,8 @@ class Run:
             "step": self.step,
             "gradient_step": self.gradient_step,
             "cursor": self.cursor.state_dict(),
+            "fits": self.fits.state_dict(),
+            "entropy_control": self.control.state_dict(),
             "config": self.config.model_dump(mode="json"),
             "part_counts": self.part_counts,
         }
@@ -206,6 +242,7 @@ class Run:
             trainer_state=state,
             keep_last=self.config.checkpoint.keep_last,
         )
+        self.saved_step = self.step
 
     def _start_at(self, point: ResumePoint | None) -> None:
         """Load the checkpoint, if there is one, and set aside what the folder holds of later steps."""
@@ -213,6 +250,8 @@ class Run:
             state = load_checkpoint(point.checkpoint, model=self.learner.model, optimizer=self.learner.optimizer)
             self.step, self.gradient_step = state["step"], state["gradient_step"]
             self.cursor.load_state_dict(state["cursor"])
+            self.fits.load_state_dict(state["fits"])
+            self.control.load_state_dict(state["entropy_control"])
             log.info("resumed from %s after step %d", point.checkpoint, self.step)
         if self.recorder is None:
             return
@@ -224,11 +263,26 @@ class Run:
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
 
-    def _write(self, record: StepRecord, samples: Iterable[RolloutGroup] = ()) -> None:
+    def _write(self, record: StepRecord, samples: Iterable[dict[str, Any]] = ()) -> None:
         if self.recorder is None:
             return
         self.recorder.write(record)
-        self.recorder.write_samples(sample_row(record["step"], group, 0, self.tokenizer.decode) for group in samples)
+        self.recorder.write_samples(samples)
+
+    def _validate(self) -> StepRecord:
+        """Fields `validation_*` of the present policy; its questions go into their own file."""
+        validation = self.validator.validate(self.step)
+        if self.recorder is not None:
+            self.recorder.write_validation(validation.questions)
+        return validation.metrics
+
+    def _sample_row(self, step: int, group: RolloutGroup) -> dict[str, Any]:
+        return sample_row(step, group, 0, self.tokenizer.decode)
+
+    def _warn_of_spent_entropy(self, record: StepRecord) -> None:
+        message = self.fits.alarm(record)
+        if message and self.parallel.rank == 0:
+            log.warning(message)
 
     def _warn_of_unjudged(self, record: StepRecord) -> None:
         total = record["verdicts_right"] + record["verdicts_wrong"] + record["verdicts_unjudged"]

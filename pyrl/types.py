@@ -126,6 +126,8 @@ class PackedBatch:
     """`Sequence.sample_index` of each packed sequence, padding left out."""
     old_logprobs: torch.Tensor | None = None
     """fp32 [T], filled from the learner."""
+    ref_logprobs: torch.Tensor | None = None
+    """fp32 [T], of the frozen reference; filled where a KL term needs them."""
     selected: torch.Tensor | None = None
     """bool [T]: the Clip-Cov or KL-Cov tokens, when they were chosen before the loss pass."""
 

@@ -10,7 +10,8 @@ import yaml
 
 from pyrl.config import ClipCov, ConfigError, KLCov, PPOClip, RunConfig, load_config, parse_config
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "study")  # those: tests/study
 REQUIRED = {"model": {"path": "m"}, "data": {"path": "d"}}
 REQUIRED_OVERRIDES = ["model.path=m", "data.path=d", "data.validation_path=v"]
 
@@ -98,7 +99,7 @@ def test_wrong_type_and_bounds_name_field_and_value(file: Path, override: str, f
         load_config(file, [override])
 
 
-@pytest.mark.parametrize("loss", ["ppo_clip", "clip_higher", "clip_cov", "kl_cov"])
+@pytest.mark.parametrize("loss", ["ppo_clip", "clip_higher", "cispo", "clip_cov", "kl_cov"])
 def test_no_number_may_be_a_boolean(loss: str) -> None:
     """pydantic reads true as 1, unless a field says otherwise."""
     tree = REQUIRED | {"loss": {"name": loss}, "parallel": {"threads": 1}, "rollout": {"threads": 1}}
@@ -117,6 +118,7 @@ def test_no_number_may_be_a_boolean(loss: str) -> None:
     ("overrides", "message"),
     [
         (["rollout.temperature=0.7"], "temperature 0.7"),
+        (["rollout.temperature=1e-14"], "temperature: Input should be greater than or equal to 0.000001"),
         (["loss={name: clip_cov, clip_cov_lb: 5, clip_cov_ub: 5}"], "clip_cov_lb 5.0 must be below clip_cov_ub 5.0"),
         (["algorithm.updates_per_rollout=9", "rollout.prompts_per_step=8"], "updates_per_rollout 9 exceeds"),
         (["parallel.sequence_parallel=true"], "sequence_parallel needs parallel.tp > 1"),

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from pyrl import ops
 from pyrl.algorithms.metrics import global_sums
 from pyrl.algorithms.order_statistics import kth_largest
-from pyrl.algorithms.policy_loss import ppo_clip_binds
+from pyrl.algorithms.policy_loss import clip_binds
 from pyrl.config import ClipCov, KLCov, LossConfig
 from pyrl.ops.counter import derive_seed
 from pyrl.telemetry.names import COVARIANCE_TOP_SHARES, covariance_top_name
@@ -64,7 +64,7 @@ def select_tokens(
     if isinstance(loss, KLCov) and loss.kl_cov_ratio > 0:
         return ops.select_top(covariance, mask, loss.kl_cov_ratio, **drawn)
     if isinstance(loss, ClipCov) and loss.clip_cov_ratio > 0:
-        eligible = ~ppo_clip_binds(logprobs, old_logprobs, advantages, loss.clip_ratio_low, loss.clip_ratio_high)
+        eligible = ~clip_binds(logprobs, old_logprobs, advantages, loss)
         lower, upper = loss.clip_cov_lb, loss.clip_cov_ub
         return ops.select_band(covariance, mask, loss.clip_cov_ratio, lower, upper, eligible=eligible, **drawn)
     return None

@@ -145,7 +145,7 @@ def analyze(paths: Sequence[Path], options: Options) -> Analysis:
 
 def to_json(analysis: Analysis) -> dict[str, Any]:
     """Every number, with null for what is not defined."""
-    return _jsonable(
+    return jsonable(
         {
             "law": "reward = -a exp(entropy) + b, entropy in nats a token",
             "options": dataclasses.asdict(analysis.options),
@@ -268,15 +268,16 @@ def _run_json(run: RunAnalysis) -> dict[str, Any]:
     }
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """`value` of containers, NumPy arrays and numbers as JSON holds it; null for NaN and infinity."""
     if isinstance(value, dict):
-        return {key: _jsonable(v) for key, v in value.items()}
+        return {key: jsonable(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(v) for v in value]
+        return [jsonable(v) for v in value]
     if isinstance(value, np.ndarray):
-        return _jsonable(value.tolist())
+        return jsonable(value.tolist())
     if isinstance(value, np.generic):
-        return _jsonable(value.item())
+        return jsonable(value.item())
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 

@@ -83,14 +83,14 @@ def draw_laws(axes: Axes, analysis: Analysis) -> None:
         grid = np.linspace(0.0, top, CURVE_POINTS)
         shared = analysis.one_law.b - analysis.one_law.a * np.exp(grid)
         axes.plot(grid, shared, color=INK, linestyle=(0, (5, 3)), linewidth=1.6, zorder=5)
-    _finish(axes, "entropy, nats a token", "reward")
+    finish(axes, "entropy, nats a token", "reward")
 
 
 def draw_entropy(axes: Axes, runs: Sequence[RunAnalysis]) -> None:
     for number, run in enumerate(runs):
         _series(axes, run.curve.steps, run.curve.entropy, number)
     axes.set_ylim(bottom=0.0)
-    _finish(axes, "step", "nats a token")
+    finish(axes, "step", "nats a token")
 
 
 def draw_early(axes: Axes, run: RunAnalysis, number: int) -> None:
@@ -105,7 +105,7 @@ def draw_early(axes: Axes, run: RunAnalysis, number: int) -> None:
     axes.fill_between(steps, low, high, color=INK, alpha=0.1, linewidth=0, zorder=1)
     axes.plot(steps, smooth(band.reward, window), color=INK, linestyle=(0, (5, 3)), linewidth=1.6, zorder=5)
     axes.axvline(early.last_fit_step, color=MUTED, linewidth=1.0, linestyle=":", zorder=3)
-    _finish(axes, "step", "reward")
+    finish(axes, "step", "reward")
 
 
 def draw_sizes(axes: Axes, analysis: Analysis) -> None:
@@ -134,7 +134,7 @@ def draw_dynamics_scatter(axes: Axes, run: RunAnalysis, fit: Dynamics, number: i
     ends = np.array([min(0.0, covariance.min()), max(0.0, covariance.max())])
     axes.plot(ends, fit.slope * ends, color=INK, linestyle=(0, (5, 3)), linewidth=1.6, zorder=4)
     axes.axhline(0.0, color=MUTED, linewidth=0.8)
-    _finish(axes, PREDICTORS[fit.predictor], "-dH, nats a step")
+    finish(axes, PREDICTORS[fit.predictor], "-dH, nats a step")
 
 
 def draw_dynamics_time(axes: Axes, run: RunAnalysis, fit: Dynamics, number: int) -> None:
@@ -144,7 +144,7 @@ def draw_dynamics_time(axes: Axes, run: RunAnalysis, fit: Dynamics, number: int)
     predicted = smooth(fit.slope * covariance, smoothing_window(steps.size))
     axes.plot(steps, predicted, color=INK, linestyle=(0, (5, 3)), linewidth=1.6, zorder=5)
     axes.axhline(0.0, color=MUTED, linewidth=0.8)
-    _finish(axes, "step", "-dH, nats a step")
+    finish(axes, "step", "-dH, nats a step")
 
 
 def _early_chart(run: RunAnalysis, number: int) -> LawChart:
@@ -171,7 +171,8 @@ def _series(axes: Axes, steps: np.ndarray, values: np.ndarray, number: int) -> N
               linewidth=1.9, zorder=4)  # fmt: skip
 
 
-def _finish(axes: Axes, x: str, y: str) -> None:
+def finish(axes: Axes, x: str, y: str) -> None:
+    """Labels and ticks of linear axes."""
     axes.margins(x=0.02)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -29,6 +29,7 @@ PHASE_COLOURS = {
     "reward": "#f2b134",
     "score": "#b9a3e3",
     "update": "#2fae8a",
+    "instruments": "#8fa7a0",
     "sync": "#e58f65",
     "checkpoint": "#d79bc0",
     "validation": "#c9cf5b",

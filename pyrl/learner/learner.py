@@ -22,6 +22,7 @@ from pyrl.learner.head import score_tokens
 from pyrl.learner.model import build_policy
 from pyrl.learner.packed import pack_inputs
 from pyrl.learner.parallel import Parallel
+from pyrl.learner.reference import FrozenWeights
 from pyrl.types import PackedBatch, TokenScores, UpdateResult
 from pyrl.weights.gather import iter_hf_weights
 from pyrl.weights.hf_io import save_hf_folder
@@ -56,6 +57,9 @@ class Learner:
             model, None, **kwargs
         )
         self.optimizer = _build_optimizer(config, self._model)
+        # Taken here: a checkpoint that is loaded later is of the policy, and the reference stays what it was.
+        self.reference = FrozenWeights(self.model) if config.algorithm.kl_loss_coef > 0 else None
+        """`config.model.path` as it was loaded, where a KL term needs it."""
         self._forward_backward = get_forward_backward_func()
 
     @property
@@ -80,6 +84,13 @@ class Learner:
         watch.stop_if_bad()
         scores = broadcast_from_last_stage(scores, self.parallel)
         return [TokenScores(**values) for values in scores]
+
+    def score_reference(self, micro_batches: list[PackedBatch]) -> list[TokenScores]:
+        """As `score`, under the frozen reference. Raises RuntimeError where the run keeps none."""
+        if self.reference is None:
+            raise RuntimeError("this run keeps no reference: algorithm.kl_loss_coef is 0")
+        with self.reference.in_place_of(self.model):
+            return self.score(micro_batches)
 
     def update(self, micro_batches: list[PackedBatch], loss_fn: LossFunction) -> UpdateResult:
         """One optimizer update on the summed loss of all micro-batches of all data-parallel ranks.

@@ -29,6 +29,7 @@ class GroupFacts:
 
     holder: int
     """Data-parallel rank of that leader."""
+    prompt_id: str
     source: str
     """Of the prompt."""
     prompt_tokens: int
@@ -46,6 +47,7 @@ class GroupFacts:
     def of(cls, group: RolloutGroup, *, holder: int, kept: bool) -> GroupFacts:
         return cls(
             holder=holder,
+            prompt_id=group.prompt.id,
             source=group.prompt.source,
             prompt_tokens=len(group.prompt.token_ids),
             response_tokens=tuple(len(c.token_ids) for c in group.completions),
@@ -80,6 +82,11 @@ class Collected:
     def kept(self) -> list[tuple[GroupFacts, RolloutGroup | None]]:
         """The groups that are trained on, with their tokens where this rank holds them."""
         return [(f, group) for f, group in zip(self.facts, self.held, strict=True) if f.kept]
+
+    @property
+    def kept_samples(self) -> list[tuple[int, int]]:
+        """(place in `kept`, place in its group) of each `Sequence.sample_index`, unjudged ones included."""
+        return [(place, i) for place, (facts, _) in enumerate(self.kept) for i in range(len(facts.rewards))]
 
     def metrics(self) -> StepRecord:
         """The rollout and reward fields of a step's record."""

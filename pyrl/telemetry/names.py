@@ -13,7 +13,16 @@ Shape = Literal["number", "integer", "list", "mapping"]
 COVARIANCE_TOP_SHARES = (2e-4, 2e-3, 2e-2, 2e-1, 5e-1)
 """Shares of tokens, as fractions, whose mean covariance is recorded: the columns of the paper's table 1."""
 
-PHASES = ("rollout", "reward", "score", "update", "sync", "checkpoint", "validation")
+COVARIANCE_QUADRANTS = ("high_prob_high_adv", "high_prob_low_adv", "low_prob_high_adv", "low_prob_low_adv")
+"""Tokens above and below the mean log-prob, and above and below the mean advantage."""
+
+DIFFICULTY_BINS = ("0", "(0, 0.25]", "(0.25, 0.5]", "(0.5, 0.75]", "(0.75, 1)", "1")
+"""Accuracies of a prompt group: the share of its judged responses that are right."""
+
+ENTROPY_PREDICTORS = ("response_logp_adv", "response_logp_pi_adv", "token_logp_adv", "token_logp_pi_adv")
+"""Covariances that predict the entropy change: of responses or of tokens; Cov(log pi, A) or Cov(log pi, pi A)."""
+
+PHASES = ("rollout", "reward", "score", "update", "instruments", "sync", "checkpoint", "validation")
 """Disjoint parts of a step that are timed; what remains of `seconds_step` is the trainer's own work."""
 
 
@@ -29,6 +38,8 @@ class Metric:
     shape: Shape = "number"
     contract: bool = True
     """Present in every record, as null where undefined. The others appear only when the trainer knows them."""
+    keys: Literal["source", "difficulty"] = "source"
+    """Of a mapping: data source, or accuracy of the prompt's group, one of `DIFFICULTY_BINS`."""
     reproducible: bool = True
     """Equal, to the bit, in a resumed and in an unbroken deterministic run. Times and memory are not."""
 
@@ -41,8 +52,52 @@ def covariance_top_name(share: float) -> str:
     return f"covariance_top_{mantissa}e{int(exponent)}"
 
 
+def covariance_quadrant_name(quadrant: str) -> str:
+    """`covariance_share_low_prob_high_adv`; `quadrant` is one of `COVARIANCE_QUADRANTS`."""
+    return f"covariance_share_{quadrant}"
+
+
 def _seconds(phase: str, meaning: str) -> tuple[str, Metric]:
     return f"seconds_{phase}", Metric("time", "s", meaning, reproducible=False)
+
+
+_PREDICTOR_TEXT = {
+    "response_logp_adv": "Cov(log pi, A) over the responses of a prompt, log pi length-normalised (the mean over the "
+                         "response's tokens)",
+    "response_logp_pi_adv": "Cov(log pi, pi A) over the responses of a prompt, log pi length-normalised and pi its "
+                            "exponential",
+    "token_logp_adv": "Cov(log pi, A) over the response tokens of a prompt",
+    "token_logp_pi_adv": "Cov(log pi, pi A) over the response tokens of a prompt",
+}  # fmt: skip
+
+
+def _by_difficulty(what: str) -> Metric:
+    return Metric("dynamics", "nats", f"{what}, by the accuracy of the prompt's group (the share of its judged "
+                  "responses that are right); accuracies without a group are left out.", "mapping", contract=False,
+                  keys="difficulty")
+
+
+def _predictor_metrics(name: str) -> dict[str, Metric]:
+    """What is recorded of one predictor of the entropy change."""
+    text, cov = _PREDICTOR_TEXT[name], f"`cov_{name}`"
+    unit = "items of the group" if name.startswith("token") else "responses"
+    return {
+        f"cov_{name}": Metric("dynamics", "nats", f"{text}, under the generating policy, centred in each prompt group, "
+                              f"then the mean over groups, weighed by {unit}; groups with fewer than two are left "
+                              "out."),
+        f"cov_{name}_by_difficulty": _by_difficulty(f"The same as {cov}"),
+        f"entropy_change_slope_{name}": Metric(
+            "dynamics", "ratio", f"eta of dH = -eta {cov}, least squares through the origin over the measured steps so "
+            "far: the effective learning rate. Null before 5 of them.", contract=False),
+        f"entropy_change_correlation_{name}": Metric(
+            "dynamics", "correlation", f"Pearson's, of -dH with {cov} over the measured steps so far: 1 is what the "
+            "theory says. Null before 5 of them.", contract=False),
+        f"entropy_change_lag1_correlation_{name}": Metric(
+            "dynamics", "correlation", f"The same, of -dH with {cov} of the measured step before.", contract=False),
+        f"entropy_change_predicted_{name}": Metric(
+            "dynamics", "nats", f"-eta {cov} of this step, with the eta of the steps before it alone. Null while there "
+            "is none.", contract=False),
+    }  # fmt: skip
 
 
 METRICS: dict[str, Metric] = {
@@ -74,6 +129,16 @@ METRICS: dict[str, Metric] = {
                       "sampling dropped and responses without a verdict."),
     "entropy_response_mean": Metric("policy", "nats", "The same, as the mean of the responses' means (eq. 5 of "
                                     "arXiv 2505.22617)."),
+    "entropy_by_source": Metric("policy", "nats", "`entropy` of the tokens of each data source.", "mapping",
+                                contract=False),
+    "entropy_by_difficulty": Metric("policy", "nats", "`entropy` by the accuracy of the prompt's group (the share of "
+                                    "its judged responses that are right); accuracies without a group are left out.",
+                                    "mapping",
+                                    contract=False, keys="difficulty"),
+    "entropy_response_mean_by_source": Metric("policy", "nats", "`entropy_response_mean` of each data source.",
+                                              "mapping", contract=False),
+    "entropy_response_mean_by_difficulty": Metric("policy", "nats", "`entropy_response_mean` by the accuracy of the "
+                                                  "prompt's group.", "mapping", contract=False, keys="difficulty"),
     "logprob_gap_mean": Metric("policy", "nats", "|rollout log-prob - learner log-prob| under the same weights, mean "
                                "over the same tokens."),
     "logprob_gap_p99": Metric("policy", "nats", "The same gap, 99th percentile."),
@@ -86,12 +151,47 @@ METRICS: dict[str, Metric] = {
                                            "(a fraction), mean over updates.")
         for share in COVARIANCE_TOP_SHARES
     },
+    **{
+        covariance_quadrant_name(quadrant): Metric(
+            "covariance", "fraction", f"Share of the sum of |covariance| of the tokens of {text} (above or below the "
+            f"mean over the valid tokens), where covariance is {sign}; mean over updates."
+        )
+        for quadrant, text, sign in zip(
+            COVARIANCE_QUADRANTS,
+            ("high log-prob and high advantage", "high log-prob and low advantage", "low log-prob and high advantage",
+             "low log-prob and low advantage"),
+            ("positive", "negative", "negative", "positive"), strict=True)
+    },
+    "entropy_control_value": Metric("covariance", "ratio", "`clip_cov_ratio` or `kl_cov_coef` of the step's updates, "
+                                    "as `entropy_control` set it.", contract=False),
     "selected_tokens": Metric("covariance", "tokens", "Tokens chosen by Clip-Cov or KL-Cov, sum over updates; null "
                               "for a loss that chooses none.", "integer"),
     "selected_tokens_updates": Metric("covariance", "tokens", "`selected_tokens` of each update.", "list",
                                       contract=False),
+    # predicted and measured entropy change, the law
+    "entropy_change_measured": Metric("dynamics", "nats", "dH: `entropy` after the step's updates minus before, on the "
+                                      "same tokens. Null in steps without the measurement "
+                                      "(`instruments.entropy_change_every`)."),
+    "entropy_change_response_mean": Metric("dynamics", "nats", "The same change of `entropy_response_mean`.",
+                                           contract=False),
+    "entropy_change_by_difficulty": _by_difficulty("The same as `entropy_change_measured`"),
+    "entropy_change_measurements": Metric("dynamics", "count", "Steps so far in which dH was measured.", "integer",
+                                          contract=False),
+    **{name: metric for predictor in ENTROPY_PREDICTORS for name, metric in _predictor_metrics(predictor).items()},
+    "entropy_law_a": Metric("dynamics", "reward", "a of `reward_mean` = -a exp(`entropy`) + b, least squares over the "
+                            "steps so far (eq. 6 of arXiv 2505.22617). Null before 20 steps and while entropy or "
+                            "reward are constant.", contract=False),
+    "entropy_law_b": Metric("dynamics", "reward", "b of the same.", contract=False),
+    "entropy_law_r2": Metric("dynamics", "fraction", "Share of the reward's variance that the law explains.",
+                             contract=False),
+    "entropy_budget_left": Metric("dynamics", "ratio", "Share of the reward gain from the start to entropy 0 that the "
+                                  "law leaves to be had: (exp H - 1) / (exp H0 - 1), with exp H the mean of the last 5 "
+                                  "steps and exp H0 of the first 5; above 1 where entropy has grown. Null while the "
+                                  "fit's R2 is below 0.5 or its a not positive.", contract=False),
+    "reward_ceiling_predicted": Metric("dynamics", "reward", "The law's reward at entropy 0, b - a. Null as before.",
+                                       contract=False),
     # optimization
-    "loss": Metric("optimization", "nats", "Policy loss with the one global token denominator, mean over updates."),
+    "loss": Metric("optimization", "nats", "The whole loss, with its one global denominator, mean over updates."),
     "loss_updates": Metric("optimization", "nats", "`loss` of each update.", "list"),
     "grad_norm": Metric("optimization", "L2 norm", "Global gradient before clipping, mean over updates."),
     "grad_norm_updates": Metric("optimization", "L2 norm", "`grad_norm` of each update.", "list"),
@@ -104,6 +204,16 @@ METRICS: dict[str, Metric] = {
                             "for a loss without clip."),
     "clip_fraction_low": Metric("optimization", "fraction", "The part of it at the lower bound."),
     "clip_fraction_high": Metric("optimization", "fraction", "The part of it at the upper bound."),
+    "entropy_bonus": Metric("optimization", "nats", "`algorithm.entropy_coef` times the entropy: mean over valid "
+                            "tokens, then over updates. It lowers the loss; null without it."),
+    "reference_kl": Metric("optimization", "nats", "KL(policy || reference) by the estimate `algorithm.kl_loss_type`, "
+                           "before its coefficient: mean over valid tokens, then over updates; null without a "
+                           "reference."),
+    "rollout_is_weight_mean": Metric("optimization", "ratio", "min(pi_old / pi_rollout, `algorithm."
+                                     "rollout_is_threshold`): mean over valid tokens, then over updates; null without "
+                                     "the correction."),
+    "rollout_is_capped_fraction": Metric("optimization", "fraction", "Valid tokens whose weight was cut to that "
+                                         "threshold, mean over updates."),
     # rollout batch
     "response_tokens": Metric("rollout", "tokens", "Response tokens generated in this step, in kept and in "
                               "dropped groups.", "integer"),
@@ -125,6 +235,8 @@ METRICS: dict[str, Metric] = {
         _seconds("reward", "Grading them, as far as the trainer waited for it."),
         _seconds("score", "Forward passes for old and reference log-probs."),
         _seconds("update", "Forward, backward and optimizer of all updates."),
+        _seconds("instruments", "Covariance predictors, selected tokens, and the forward pass that measures the "
+                 "entropy change."),
         _seconds("sync", "Sending the new weights to the rollout engines."),
         _seconds("checkpoint", "Writing a checkpoint."),
         _seconds("validation", "Generating and grading held-out prompts."),
@@ -132,6 +244,8 @@ METRICS: dict[str, Metric] = {
     "tokens_per_second": Metric("time", "tokens/s", "`response_tokens` / `seconds_step`.", reproducible=False),
     "memory_learner_bytes": Metric("memory", "bytes", "Peak memory of rank 0: resident set on CPU, "
                                    "allocated device memory on CUDA.", "integer", reproducible=False),
+    "memory_reference_bytes": Metric("memory", "bytes", "Of it, the frozen reference weights of rank 0; null without "
+                                     "a reference.", "integer", reproducible=False),
 }  # fmt: skip
 
 GROUP_TITLES = {
@@ -139,6 +253,7 @@ GROUP_TITLES = {
     "reward": "Reward",
     "policy": "Policy",
     "covariance": "Covariance and selection",
+    "dynamics": "Entropy dynamics",
     "optimization": "Optimization",
     "rollout": "Rollout batch",
     "time": "Time",
@@ -174,7 +289,7 @@ def to_markdown() -> str:
 
 
 def _unit(metric: Metric) -> str:
-    shape = {"list": ", list with one value an update", "mapping": ", object by source"}.get(metric.shape, "")
+    shape = {"list": ", list with one value an update", "mapping": f", object by {metric.keys}"}.get(metric.shape, "")
     return metric.unit + shape
 
 

@@ -44,6 +44,7 @@ class RunRecorder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._metrics = JsonlFile(self.folder / "metrics.jsonl")
         self._samples = JsonlFile(self.folder / "samples.jsonl")
+        self._validation = JsonlFile(self.folder / "validation.jsonl")
         self._events: EventFileWriter | None = None
 
     @property
@@ -63,11 +64,12 @@ class RunRecorder:
                 f"{self._metrics.path} ends at step {self.last_step} but the checkpoint is of step {step}: its "
                 "records are lost; resume into a new run folder, or from an older checkpoint"
             )
-        later = {file.path.name: file.lines_after(step) for file in (self._metrics, self._samples)}
+        later = {f.path.name: f.lines_after(step) for f in (self._metrics, self._samples, self._validation)}
         if any(later.values()):
             self._keep_superseded(later, step + 1)
         moved = self._metrics.truncate_after(step)
         self._samples.truncate_after(step)
+        self._validation.truncate_after(step)
         if self._events is not None or any(self.folder.glob("events.out.tfevents.*")):
             self._tensorboard_restart(step + 1)
         return moved
@@ -100,17 +102,23 @@ class RunRecorder:
         return row
 
     def write_samples(self, samples: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows made by `sample_row`."""
+        """Append rows of `samples.jsonl`: `sample_row`, `stages.selected_sample.selected_row`."""
         self._samples.append(samples)
+
+    def write_validation(self, questions: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows of `validation.jsonl`: one a held-out prompt, with its numbers of samples, right and unjudged."""
+        self._validation.append(questions)
 
     def sync(self) -> None:
         """Force records to the disk."""
         self._metrics.sync()
         self._samples.sync()
+        self._validation.sync()
 
     def close(self) -> None:
         self._metrics.close()
         self._samples.close()
+        self._validation.close()
         if self._events is not None:
             self._events.close()
 
@@ -205,6 +213,7 @@ def sample_row(step: int, group: RolloutGroup, index: int, decode: Callable[[lis
     completion, verdict = group.completions[index], group.verdicts[index]
     return {
         "step": step,
+        "kind": "response",
         "prompt_id": group.prompt.id,
         "source": group.prompt.source,
         "prompt": decode(list(group.prompt.token_ids)),

@@ -13,9 +13,11 @@ import torch
 import torch.distributed as dist
 
 from pyrl.algorithms.aggregate import global_token_count, token_mean
+from pyrl.algorithms.group_moments import group_moments
 from pyrl.algorithms.metrics import global_sums, token_statistics
 from pyrl.algorithms.order_statistics import kth_largest
 from pyrl.algorithms.policy_loss import policy_loss
+from pyrl.algorithms.quadrants import covariance_quadrants
 from pyrl.algorithms.selection import covariance_statistics, select_tokens, selection_seed, token_covariance
 from pyrl.config import ClipCov, KLCov
 from pyrl.data.packing import pack
@@ -68,6 +70,8 @@ def measure(batches: list[PackedBatch], group: dist.ProcessGroup | None) -> dict
     tokens = global_token_count([b.response_mask for b in batches], group)
     found = {"tokens": tokens, "statistics": token_statistics(batches, scores, group=group).metrics()}
     found["kth"] = [(k.value, k.above) for k in kth_largest(logprobs[mask], RANKS, group=group)]
+    moments = group_moments(batches, scores, scores, torch.arange(24) // 4, 6, dp_group=group)  # cut by the ranks
+    found["moments"] = [level.sums.flatten().tolist() for level in moments]
     for name, loss in LOSSES.items():
         cov = token_covariance(logprobs, advantages, mask, loss=loss, group=group)
         selected = select_tokens(
@@ -82,6 +86,7 @@ def measure(batches: list[PackedBatch], group: dist.ProcessGroup | None) -> dict
             "uids": sorted(uids[selected].tolist()),
             "loss": global_sums({"loss": torch.stack(parts).double().sum()}, group)["loss"],
             "covariance": covariance_statistics(cov, mask, group=group).metrics(),
+            "quadrants": covariance_quadrants(cov, advantages, mask, group=group),
         }
     return found
 

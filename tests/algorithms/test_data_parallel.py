@@ -52,6 +52,13 @@ def test_token_statistics_do_not_depend_on_the_layout(ranks, alone):
         assert rank["statistics"] == pytest.approx(alone["statistics"], rel=1e-12)
 
 
+def test_group_moments_do_not_depend_on_the_layout(ranks, alone):
+    assert alone["moments"][1][:6] == [4.0] * 6  # every group is whole again
+    for rank in ranks:
+        for got, wanted in zip(rank["moments"], alone["moments"], strict=True):
+            assert got == pytest.approx(wanted, rel=1e-12)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_selection_is_bit_identical_and_loss_and_covariance_agree(ranks, alone, name):
     chosen = [uid for rank in ranks for uid in rank[name]["uids"]]
@@ -59,6 +66,7 @@ def test_selection_is_bit_identical_and_loss_and_covariance_agree(ranks, alone, 
     assert sum(bool(rank[name]["uids"]) for rank in ranks) > 1  # they lie on more than one rank
     for rank in ranks:
         assert rank[name]["covariance"] == pytest.approx(alone[name]["covariance"], rel=1e-12)
+        assert rank[name]["quadrants"] == pytest.approx(alone[name]["quadrants"], rel=1e-12)
         assert rank[name]["loss"] == pytest.approx(alone[name]["loss"], abs=1e-6)
 
 

@@ -1,16 +1,20 @@
 """The clipped surrogates against PPO's definition by autograd through torch.maximum, and the metric sums."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from pyrl.algorithms.policy_loss import POLICY_LOSSES, policy_loss, ppo_clip_binds
-from pyrl.config import ClipCov, ClipHigher, KLCov, PPOClip
+from pyrl.config import CISPO, ClipCov, ClipHigher, KLCov, LossConfig, PPOClip, Ratio
 
 CONFIGS = {
     "ppo_clip": PPOClip(),
     "clip_higher": ClipHigher(name="clip_higher"),
     "clip_cov": ClipCov(name="clip_cov"),
     "kl_cov": KLCov(name="kl_cov"),
+    "ratio": Ratio(),
+    "cispo": CISPO(name="cispo"),
 }
 
 
@@ -22,7 +26,9 @@ def inputs(n=200, seed=0):
 
 
 def test_every_configured_loss_is_registered():
-    assert POLICY_LOSSES.keys() == CONFIGS.keys()
+    union = get_args(get_args(LossConfig)[0])
+    names = {get_args(section.model_fields["name"].annotation)[0] for section in union}
+    assert set(POLICY_LOSSES) == names == {*CONFIGS, "gspo"}
 
 
 @pytest.mark.parametrize("name", ["ppo_clip", "clip_higher"])

@@ -42,6 +42,7 @@ def _run(model: str, loss: dict[str, Any], layout: dict[str, Any], max_tokens: i
         Path(model),
         parallel=layout,
         loss=loss,
+        instruments={"entropy_change_every": 1},
         algorithm={"updates_per_rollout": UPDATES},
         # Under Adam's usual eps an element whose gradient is mere rounding makes a step of full size.
         optimizer={"lr": 1e-3, "eps": 1e-5, "max_tokens_per_micro_batch": max_tokens},
@@ -49,6 +50,7 @@ def _run(model: str, loss: dict[str, Any], layout: dict[str, Any], max_tokens: i
     learner = Learner(config, parallel)
     improver = improve.PolicyImprover(config, learner, parallel, Timers())
     choices: list[Choice] = []
+    shown = []
     select = improve.select_tokens
 
     def spy(loss: Any, covariance: Any, logprobs: Any, old: Any, advantages: Any, mask: Any, uids: Any, **rest: Any):
@@ -58,9 +60,12 @@ def _run(model: str, loss: dict[str, Any], layout: dict[str, Any], max_tokens: i
         return chosen
 
     with mock.patch.object(improve, "select_tokens", spy):
-        records = [improver.improve(_collected(step, parallel), step=step) for step in range(1, STEPS + 1)]
+        records = []
+        for step in range(1, STEPS + 1):
+            records.append(improver.improve(_collected(step, parallel), step=step))
+            shown.append(improver.selected_sample)
     parameters = {name: tensor.clone() for name, tensor in learner.hf_weights()}
-    return {"records": records, "choices": choices, "parameters": parameters}
+    return {"records": records, "choices": choices, "parameters": parameters, "shown": shown}
 
 
 def _collected(step: int, parallel: Any) -> Any:

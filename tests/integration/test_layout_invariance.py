@@ -11,6 +11,9 @@ from safetensors.torch import load_file
 
 from pyrl.algorithms.advantage import grpo
 from pyrl.ops import select_top
+from pyrl.ops.counter import mix
+from pyrl.stages.improve import SELECTED_PER_STEP
+from pyrl.stages.selected_sample import draw_seed
 from tests.integration.improve_job import METHODS, UPDATES, Choice, make_groups
 from tests.integration.improve_job import STEPS as ROLLOUTS
 from tests.integration.layout_job import STEPS, Variant, run_variants
@@ -225,13 +228,41 @@ def test_training_with_choices_does_not_depend_on_the_layout(results: Results, n
         for step, (got, wanted) in enumerate(zip(rank["records"], base["records"], strict=True), start=1):
             assert sum(wanted["selected_tokens_updates"]) == wanted["selected_tokens"] >= 30
             assert got.keys() == wanted.keys()
-            scale = mean_absolute_advantage(step)  # of the loss of a token at ratio 1; a sum may cancel
+            scales = {  # of sums and differences that may cancel
+                "loss": mean_absolute_advantage(step),  # of a token at ratio 1
+                "cov_": mean_absolute_advantage(step),  # times the nat by which log-probs differ
+                "entropy_change": wanted["entropy"],
+            }
             for field, value in wanted.items():
-                margin = {"abs": RELATIVE * scale, "rel": 0} if field.startswith("loss") else {"rel": RELATIVE}
+                scale = next((s for name, s in scales.items() if field.startswith(name)), None)
+                margin = {"rel": RELATIVE} if scale is None else {"abs": RELATIVE * scale, "rel": 0}
                 assert got[field] == (None if value is None else pytest.approx(value, **margin)), field
         for tensor, wanted in base["parameters"].items():
             error = (rank["parameters"][tensor] - wanted).norm() / wanted.norm()
             assert error <= RELATIVE, f"{tensor}: relative error {error}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["base", *IMPROVED])
+def test_the_chosen_tokens_that_are_shown_do_not_depend_on_the_layout(results: Results, name: str, method: str) -> None:
+    """Those of smallest key among all that were chosen, gathered on rank 0."""
+    (base,) = results["base"]
+    first, *others = (rank["methods"][method]["shown"] for rank in results[name])
+    assert all(tokens == [] for shown in others for tokens in shown)
+    updates = iter(choices(results[name], method))
+    for step, tokens in enumerate(first, start=1):
+        chosen = [uid for _ in range(UPDATES) for uid in next(updates).chosen]
+        seed = draw_seed(0, step)
+        assert [token.uid for token in tokens] == sorted(chosen, key=lambda uid: mix(seed, uid))[:SELECTED_PER_STEP]
+        same = {token.uid: token for token in base["methods"][method]["shown"][step - 1]}
+        both = [(token, same[token.uid]) for token in tokens if token.uid in same]
+        assert len(both) >= SELECTED_PER_STEP - 1
+        for token, wanted in both:
+            assert (token.update, token.token_id, token.prompt, token.before) == (
+                wanted.update, wanted.token_id, wanted.prompt, wanted.before)  # fmt: skip
+            assert token.logprob == pytest.approx(wanted.logprob, rel=RELATIVE, abs=1e-5)
+            assert token.covariance == pytest.approx(wanted.covariance, abs=MARGIN * max(1.0, abs(wanted.covariance)))
 
 
 def mean_absolute_advantage(step: int) -> float:

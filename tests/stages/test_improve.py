@@ -257,3 +257,13 @@ def test_the_first_update_is_on_policy_whatever_the_scores_round_to() -> None:
         for i, chosen in enumerate(learner.chosen())
     ]
     assert record["kl_penalty"] == pytest.approx(sum(penalties) / UPDATES, rel=1e-3)
+
+
+@pytest.mark.parametrize("max_tokens", [ONE_MICRO_BATCH, SEVERAL])
+def test_old_logprobs_rank_every_update_by_the_policy_that_generated(max_tokens: int) -> None:
+    learner, _ = improve(KL_COV | {"cov_logprobs": "old"}, max_tokens)
+    wanted = [largest(part, 0) for part in mini_batches()]
+    assert learner.chosen() == wanted != [largest(part, index) for index, part in enumerate(mini_batches())]
+    current, _ = improve(KL_COV, max_tokens)
+    ahead = max_tokens == SEVERAL  # where the current log-probs cost a forward pass of each later update
+    assert len(current.scored) - len(learner.scored) == (UPDATES - 1 if ahead else 0)

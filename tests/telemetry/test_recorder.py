@@ -82,6 +82,7 @@ def test_resume_drops_what_lies_beyond_the_checkpoint(tmp_path: Path, step: int,
         for s in (1, 2, 3, 4):
             recorder.write(record(s))
             recorder.write_samples([{"step": s, "response": "é\n"}, {"step": s, "response": "b"}])
+            recorder.write_validation([{"step": s, "prompt_id": "1", "right": 1}])
     with RunRecorder(tmp_path) as recorder:
         assert recorder.truncate_after(step) == 4 - len(kept)
         assert recorder.last_step == (kept[-1] if kept else None)
@@ -89,6 +90,7 @@ def test_resume_drops_what_lies_beyond_the_checkpoint(tmp_path: Path, step: int,
     assert [row["step"] for row in lines(tmp_path)] == [*kept, step + 1]
     assert lines(tmp_path)[-1]["entropy"] == 9.0
     assert [row["step"] for row in lines(tmp_path, "samples.jsonl")] == [s for s in kept for _ in range(2)]
+    assert [row["step"] for row in lines(tmp_path, "validation.jsonl")] == kept
 
 
 def test_what_lies_beyond_the_checkpoint_is_kept_aside_with_its_config(tmp_path: Path) -> None:

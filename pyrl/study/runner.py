@@ -1,0 +1,100 @@
+"""Runs what a study plans, one run after another on one server; called again, it goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from pyrl.config import ConfigError, RunConfig
+from pyrl.learner.parallel import destroy_parallel
+from pyrl.rollout.server import ServerPool
+from pyrl.run_folder import METRICS, changed_fields, locked
+from pyrl.study.config import PlannedRun, StudyConfig, plan_runs
+from pyrl.study.start import make_start, start_settings
+from pyrl.telemetry.jsonl import last_recorded_step
+from pyrl.trainer import train
+
+START = "start"
+HOUR = 3600.0
+
+
+def run_study(study: StudyConfig, folder: Path, *, time_limit: float | None = None) -> bool:
+    """Make every run that is missing; whether all are done.
+
+    `time_limit`: hours, after which the present run is left at a checkpoint between two steps; SIGTERM does the same.
+    Calling again goes on from there, to the bit where the runs are deterministic. Raises ConfigError, before anything
+    is started, for settings of any arm that a run cannot have or that are not those of a run which is there already.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("pyrl study runs in one process: start it without torchrun")
+    planned = planned_runs(study, folder)
+    with locked(folder, option="--folder"):
+        missing = [run for run in planned if not is_done(run)]
+        if not missing:
+            return True
+        return _run_all(study, missing, len(planned), folder, time_limit)
+
+
+def planned_runs(study: StudyConfig, folder: Path) -> list[PlannedRun]:
+    """As `run_study` would run them."""
+    return plan_runs(study, folder, start_settings(study, folder / START))
+
+
+def is_done(run: PlannedRun) -> bool:
+    """Whether its last step is recorded. ConfigError where the folder holds a run of other settings."""
+    last = last_recorded_step(run.folder / METRICS)
+    path = run.folder / "config.yaml"
+    if last is not None and path.is_file():
+        before = RunConfig.model_validate(yaml.safe_load(path.read_text()))
+        changed = changed_fields(before.model_dump(mode="json"), run.config.model_dump(mode="json"))
+        if changed:
+            raise ConfigError(
+                f"{run.folder} holds a run with other settings of {', '.join(changed)}: restore them, give another "
+                "--folder, or remove that run"
+            )
+    return last is not None and last >= run.config.steps
+
+
+def _run_all(
+    study: StudyConfig, missing: list[PlannedRun], planned: int, folder: Path, time_limit: float | None
+) -> bool:
+    console = Console()
+    with asked_to_stop(time_limit) as stop:
+        make_start(study, folder / START)
+        first = missing[0].config
+        servers = contextlib.nullcontext() if first.rollout.urls else ServerPool.start(first, first.model.path, folder)
+        with servers as pool:
+            for number, run in enumerate(missing, start=planned - len(missing) + 1):
+                console.print(f"run {number} of {planned}: {run.title}")
+                try:
+                    done = not stop() and train(run.config, run.folder, servers=pool, title=run.title, stop=stop)
+                finally:
+                    destroy_parallel()
+                if not done:
+                    console.print(f"stopped in {run.title}; the same command goes on")
+                    return False
+    return True
+
+
+@contextlib.contextmanager
+def asked_to_stop(hours: float | None) -> Iterator[Callable[[], bool]]:
+    """A question that is answered with yes once the time is up or SIGTERM has come."""
+    deadline = None if hours is None else time.monotonic() + hours * HOUR
+    told = False
+
+    def tell(*_: object) -> None:
+        nonlocal told
+        told = True
+
+    before = signal.signal(signal.SIGTERM, tell)
+    try:
+        yield lambda: told or (deadline is not None and time.monotonic() >= deadline)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,88 @@
+"""What a study plans, and what it refuses before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pyrl.config import ConfigError
+from pyrl.study.config import PlannedRun, load_study, merged, plan_runs
+from pyrl.study.start import start_settings
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "study").glob("*.yaml"))
+RUN = {"model": {"path": "m"}, "data": {"path": "d"}, "steps": 10}
+
+
+def plan(folder: Path, *overrides: str, **study: Any) -> list[PlannedRun]:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({"run": RUN, **study}))
+    return plan_runs(load_study(path, list(overrides)), folder, {})
+
+
+def test_the_first_seed_of_every_arm_comes_first(tmp_path: Path) -> None:
+    kl_cov = {"set": {"loss": {"name": "kl_cov"}}, "sweep": {"loss.kl_cov_coef": [0.5, 2]}, "seeds": [7]}
+    runs = plan(tmp_path, seeds=[0, 1], arms={"grpo": {}, "kl_cov": kl_cov})
+    assert [run.title for run in runs] == [
+        "grpo, seed 0", "kl_cov, loss.kl_cov_coef=0.5, seed 7", "kl_cov, loss.kl_cov_coef=2, seed 7", "grpo, seed 1",
+    ]  # fmt: skip
+    assert [run.config.seed for run in runs] == [0, 7, 7, 1]
+    assert [run.config.loss.name for run in runs] == ["ppo_clip", "kl_cov", "kl_cov", "ppo_clip"]
+    assert [run.config.loss.kl_cov_coef for run in runs[1:3]] == [0.5, 2.0]
+    assert {run.config.steps for run in runs} == {10} and len({run.folder for run in runs}) == 4
+    assert all(run.folder.resolve().is_relative_to(tmp_path) for run in runs)
+
+
+def test_overrides_are_of_the_study(tmp_path: Path) -> None:
+    runs = plan(tmp_path, "run.steps=3", "arms.grpo.seeds=[4, 5]", arms={"grpo": {}})
+    assert [(run.config.steps, run.seed) for run in runs] == [(3, 4), (3, 5)]
+
+
+def test_another_loss_replaces_the_loss_and_the_same_one_is_changed() -> None:
+    shared = {"loss": {"name": "kl_cov", "kl_cov_ratio": 0.1}, "rollout": {"threads": 1}}
+    assert merged(shared, {"loss": {"name": "clip_higher"}})["loss"] == {"name": "clip_higher"}
+    assert merged(shared, {"loss": {"kl_cov_coef": 2}})["loss"] == {**shared["loss"], "kl_cov_coef": 2}
+    assert merged(shared, {"rollout": {"tp": 2}}) == {**shared, "rollout": {"threads": 1, "tp": 2}}
+    assert shared["loss"] == {"name": "kl_cov", "kl_cov_ratio": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        ({"arms": {}}, "arms: Dictionary should have at least 1 item"),
+        ({"arms": {"grpo": {}}, "seeds": []}, "seeds: Tuple should have at least 1 item"),
+        ({"arms": {"grpo": {}}, "baseline": "gpro"}, "baseline 'gpro' is no arm: use one of grpo"),
+        ({"arms": {"grpo": {}}, "one_law": ["rloo"]}, "one_law 'rloo' is no arm"),
+        ({"arms": {"grpo": {"sets": {}}}}, "arms.grpo.sets: Extra inputs are not permitted"),
+        ({"arms": {"grpo": {}, "x": {"set": {"loss": {"name": "klcov"}}}}}, r"arm x:\s+loss"),
+        ({"arms": {"x": {"set": {"loss": {"name": "kl_cov", "kl_cov_rato": 1}}}}}, "did you mean 'kl_cov_ratio'"),
+        ({"arms": {"x": {"set": {"rollout": {"tp": 2}}}}}, "arm x: rollout is shared by all runs of a study"),
+        ({"arms": {"x": {"sweep": {"seed": [1, 2]}}}}, r"arm x, seed=1: seed is shared .* \(`seed`: to `seeds`\)"),
+        ({"arms": {"x": {"sweep": {"loss.a": [1], "loss.b": [2]}}}}, "arms.x.sweep: Dictionary should have at most 1"),
+    ],
+)
+def test_a_bad_arm_is_named_before_anything_runs(tmp_path: Path, study: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(tmp_path, **study)
+
+
+def test_the_start_may_not_be_given_twice(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({"start": "quickstart", "run": RUN, "arms": {"grpo": {}}}))
+    with pytest.raises(ConfigError, match=r"run\.model\.path: `start: quickstart` makes it"):
+        start_settings(load_study(path, []), tmp_path)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_committed_study_is_valid(tmp_path: Path, path: Path) -> None:
+    study = load_study(path, [])
+    given = {} if study.start else {"model": {"path": "m"}, "data": {"path": "d", "validation_path": "v"}}
+    runs = plan_runs(study, tmp_path, start_settings(study, tmp_path / "start") | given)
+    assert len({run.folder for run in runs}) == len(runs) >= 2
+    assert all(run.config.checkpoint.every for run in runs), "an interrupted run could not go on"
+
+
+def test_there_are_studies() -> None:
+    assert CONFIGS
