@@ -19,7 +19,7 @@ SMALL = {
     "algorithm": {"updates_per_rollout": 2},
     "validation": {"every": STEPS, "final_samples_per_prompt": SAMPLES, "max_prompts": QUESTIONS},
     "instruments": {"entropy_change_every": 1},
-    "checkpoint": {"every": 0},  # 1.6 GB of weights and optimizer state, gathered to be written, would double the memory
+    "checkpoint": {"every": 0},  # gathering 1.6 GB of weights and optimizer state doubles the memory
 }
 
 
