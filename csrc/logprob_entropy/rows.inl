@@ -13,10 +13,14 @@ using pyrl::rows::kIgnore;
 using pyrl::rows::Problem;
 using pyrl::rows::temperature_fits;
 
-// Columns worked on at a time: a tile stays in L1 between the search for its maximum and its exponentials, so memory is
-// read once. Sums are kept in the compute type within a tile and in double across tiles.
+// Columns worked on at a time: a tile stays in L1, so one that is summed twice is read from memory once. Sums are kept in
+// the compute type within a tile and in double across tiles.
 inline constexpr int64_t kTile = 2048;
 inline constexpr int64_t kBlock = 2 * kPair;
+
+// The reference is the largest logit so far. A tile that exceeds it by no more than this (in units of z) keeps it, since
+// its sums lose nothing by that; another tile is summed once more against its own maximum.
+inline constexpr double kSlack = 2;
 
 struct RowStats {
   double m = -std::numeric_limits<double>::infinity();
@@ -48,6 +52,13 @@ PYRL_INLINE bool holds_nan(const E* x, int64_t n) {
   return false;
 }
 
+template <typename V>
+PYRL_INLINE auto largest8(V v) {
+  auto result = v[0];
+  for (int i = 1; i < kLanes; ++i) result = v[i] > result ? v[i] : result;
+  return result;
+}
+
 template <typename E, typename C = Compute<E>>
 PYRL_INLINE C largest(const E* x, int64_t n) {
   const Vec<C> lowest = splat<C>(-std::numeric_limits<C>::infinity());
@@ -60,48 +71,54 @@ PYRL_INLINE C largest(const E* x, int64_t n) {
     best[2] = max8(w.a, best[2]);
     best[3] = max8(w.b, best[3]);
   }
-  const Vec<C> either = max8(max8(best[0], best[1]), max8(best[2], best[3]));
-  C result = either[0];
-  for (int i = 1; i < kLanes; ++i) result = either[i] > result ? either[i] : result;
-  return result;
+  return largest8(max8(max8(best[0], best[1]), max8(best[2], best[3])));
 }
 
 template <typename C>
-struct Sums {
-  Vec<C> s{}, r{};
+struct TileStats {
+  C best;
+  double s, r;
+};
 
-  PYRL_INLINE void add(Vec<C> x, C m, C scale) {
-    const Vec<C> d = max8(splat<C>(exp2_cutoff(C{})), (x - m) * scale);
+// A tile's maximum, and its S and R against the reference m, in one pass. The next tile is fetched meanwhile, or memory
+// would stand still until it is asked for. One set of sums: a second one would not fit in 16 registers.
+template <typename E, typename C = Compute<E>>
+PYRL_INLINE TileStats<C> tile_stats(const E* x, int64_t n, C m, double inv_t) {
+  const C scale = static_cast<C>(inv_t * kLog2E);
+  Vec<C> best = splat<C>(-std::numeric_limits<C>::infinity()), s{}, r{};
+  const auto add = [&](Vec<C> v) __attribute__((always_inline)) {
+    best = max8(v, best);
+    const Vec<C> d = max8(splat<C>(exp2_cutoff(C{})), (v - m) * scale);
     const Vec<C> e = exp2_8(d);
     s += e;
     r += d * e;
-  }
-};
-
-// S and R against the maximum m. The next tile is fetched meanwhile, or memory would stand still until it is asked for.
-template <typename E, typename C = Compute<E>>
-PYRL_INLINE void add_sums(const E* x, int64_t n, C m, double inv_t, RowStats& row) {
-  const C scale = static_cast<C>(inv_t * kLog2E);
-  Sums<C> a, b;  // two, since one would wait for itself; more than two do not fit in 16 registers
+  };
   for (int64_t j = 0; j < n; j += kPair) {
     __builtin_prefetch(x + j + kTile);
     const Pair<C> v = load16(x + j);
-    a.add(v.a, m, scale);
-    b.add(v.b, m, scale);
+    add(v.a);
+    add(v.b);
   }
-  row.s += sum8(a.s + b.s);
-  row.r += kLn2 * sum8(a.r + b.r);
+  return {largest8(best), sum8(s), kLn2 * sum8(r)};
 }
 
 template <typename E, typename C = Compute<E>>
 PYRL_INLINE void add_tile(const E* x, int64_t n, double inv_t, RowStats& row) {
-  const C best = largest(x, n);
-  if (best > row.m) row.raise_max(best, inv_t);
   if (row.m == -std::numeric_limits<double>::infinity()) {
-    if (holds_nan(x, n)) row.s = std::numeric_limits<double>::quiet_NaN();
-    return;
+    row.m = largest(x, n);
+    if (row.m == -std::numeric_limits<double>::infinity()) {
+      if (holds_nan(x, n)) row.s = std::numeric_limits<double>::quiet_NaN();
+      return;
+    }
   }
-  add_sums(x, n, static_cast<C>(row.m), inv_t, row);
+  TileStats<C> tile = tile_stats(x, n, static_cast<C>(row.m), inv_t);
+  if ((tile.best - row.m) * inv_t > kSlack) {
+    row.raise_max(tile.best, inv_t);
+    tile = tile_stats(x, n, tile.best, inv_t);
+  }
+  row.s += tile.s;
+  row.r += tile.r;
+  if (tile.best > row.m) row.raise_max(tile.best, inv_t);
 }
 
 template <typename E>

@@ -181,7 +181,7 @@ inline constexpr double kLn2 = 0.6931471805599453;
 PYRL_INLINE float exp2_cutoff(float) { return -127.0f; }
 PYRL_INLINE double exp2_cutoff(double) { return -1080.0; }
 
-// 2^x for x <= 0 (up to rounding) and x >= the cutoff, within 1.5 ulp; below 2^-126.5 it is 0; 2^0 = 1; NaN gives NaN.
+// 2^x for x from the cutoff to 126, within 1.5 ulp; below 2^-126.5 it is 0; 2^0 = 1; NaN gives NaN.
 // x = n + f, |f| <= 1/2, and a polynomial of degree 6 in f, relative error 1e-8 before rounding.
 PYRL_INLINE Vec<float> exp2_8(Vec<float> x) {
   const float magic = 12582912.0f + 127.0f;  // 1.5 * 2^23: its addition rounds to an integer, held in the low bits

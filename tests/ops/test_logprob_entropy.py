@@ -81,6 +81,15 @@ def test_matches_float64(tokens, vocab, dtype):
     assert_as_exact_as_torch(logits, labels, upstream)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rise", [0.5, 1.9, 2.1, 30.0, -2.1])
+def test_rows_whose_maximum_rises_from_tile_to_tile(rise, dtype):
+    """On CPU a tile (2048 columns) is summed against the maximum so far, once more if it exceeds it by more than 2."""
+    logits, labels, upstream = make_case(5, 6 * 2048 + 100, dtype, scale=0.2)
+    steps = torch.arange(logits.shape[1]) // 2048
+    assert_as_exact_as_torch((logits.double() + rise * steps).to(dtype), labels, upstream)
+
+
 def test_output_dtypes():
     for dtype in DTYPES:
         logits, labels, _ = make_case(3, 17, dtype)
