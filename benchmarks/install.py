@@ -26,7 +26,7 @@ def main() -> None:
         print(f"{peer.name}: {error or 'installed'}")
         if error:
             errors[peer.name] = error
-    (FOLDER / INSTALL_ERRORS).write_text(json.dumps(errors, indent=2))
+        (FOLDER / INSTALL_ERRORS).write_text(json.dumps(errors, indent=2))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import site
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,8 +37,9 @@ QUACK = Peer(
     "QuACK",
     "quack.cross_entropy",
     "cross_entropy",
-    ("quack-kernels", "nvidia-cutlass-dsl", "apache-tvm-ffi", "torch-c-dlpack-ext"),
-)
+    ("quack-kernels", "nvidia-cutlass-dsl", "nvidia-cutlass-dsl-libs-core", "nvidia-cutlass-dsl-libs-base",
+     "nvidia-cutlass-dsl-libs-cu13", "cuda-bindings", "cuda-pathfinder", "apache-tvm-ffi", "torch-c-dlpack-ext"),
+)  # fmt: skip
 TRANSFORMER_ENGINE = Peer(
     "Transformer Engine",
     "transformer_engine.pytorch.cross_entropy",
@@ -50,7 +52,7 @@ ALL = (LIGER, VERL, QUACK, TRANSFORMER_ENGINE)
 def load(peer: Peer) -> tuple[Callable[..., Any] | None, str]:
     """(the peer's function, its version), or (None, the errors of its installation and of its import)."""
     if FOLDER.is_dir() and str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))
+        site.addsitedir(str(FOLDER))  # the CUTLASS DSL finds its own folder by a .pth file
     try:
         function = getattr(importlib.import_module(peer.module), peer.function)
     except Exception as error:  # a broken package raises anything
