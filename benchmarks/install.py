@@ -13,9 +13,15 @@ def install(peer: Peer) -> str:
     """The error, or nothing."""
     command = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-build-isolation", "--upgrade"]
     done = subprocess.run([*command, "--target", str(FOLDER), *peer.requirements], capture_output=True, text=True)
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()] or lines[-1:]
-    return "" if done.returncode == 0 else " ".join(errors[:2])
+    return "" if done.returncode == 0 else error_of(done.stderr)
+
+
+def error_of(output: str) -> str:
+    """What a package's own build said last; else pip's first line that names an error."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    if "[end of output]" in lines[1:]:
+        return lines[lines.index("[end of output]") - 1]
+    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "pip failed in silence")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import __main__, peers, timing
+from benchmarks import __main__, install, peers, timing
 from benchmarks.case import Case, Ceiling, Contender
 from benchmarks.measure import measure
 
@@ -83,6 +83,18 @@ def test_a_failed_installation_shows_its_error(tmp_path: Path, monkeypatch: pyte
     function, about = peers.load(ABSENT)
     assert function is None
     assert about == "ERROR: no wheel; ModuleNotFoundError: No module named 'a_peer_that_nobody_has'"
+
+
+@pytest.mark.parametrize(
+    ("output", "error"),
+    [
+        ("Traceback\n  InvalidVersion: None\n  [end of output]\nerror: metadata failed", "InvalidVersion: None"),
+        ("WARNING: old pip\nERROR: No matching distribution\n", "ERROR: No matching distribution"),
+        ("", "pip failed in silence"),
+    ],
+)
+def test_the_error_of_an_installation_is_the_builds_own(output: str, error: str) -> None:
+    assert install.error_of(output) == error
 
 
 def test_a_contender_that_fails_leaves_the_others() -> None:
