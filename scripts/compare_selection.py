@@ -75,7 +75,8 @@ def main() -> None:
     trainer.train(config, arguments.folder, title="comparing")
     print("| scope | log-probs | first update | later updates |\n| --- | --- | --- | --- |")
     for scope, name in sorted({key[:2] for key in shares} - {REFERENCE}):
-        cells = [f"{fmean(shares[scope, name, which]):.1%}" for which in ("first", "later")]
+        found = [shares[scope, name, which] for which in ("first", "later")]
+        cells = [f"{fmean(each):.1%}" if each else "-" for each in found]
         print(f"| {scope} | {name} | {' | '.join(cells)} |")
 
 
