@@ -1,4 +1,4 @@
-"""KL-Cov where log pi is log pi_old: the chosen tokens get the subgradient of least norm."""
+"""Updates where log pi is log pi_old: KL-Cov gives chosen tokens the subgradient of least norm, Clip-Cov none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyrl.algorithms.policy_loss import policy_loss
-from pyrl.config import CISPO, KLCov, PPOClip, Ratio
+from pyrl.config import CISPO, ClipCov, KLCov, PPOClip, Ratio
 
 COEF = 0.7
 
@@ -60,3 +60,11 @@ def test_later_updates_and_other_tokens_are_as_published() -> None:
     assert torch.equal(published, changed)
     published, changed = (policy_loss(logprobs, None, advantages, mask, None, config)[0] for config in both)
     assert torch.equal(published, changed)
+
+
+def test_clip_cov_acts_in_first_updates_too() -> None:
+    """With one update a rollout every update is a first one. Drawn tokens lose their gradient, others keep theirs."""
+    logprobs, advantages, mask, selected = tokens()
+    loss, _ = policy_loss(logprobs, None, advantages, mask, selected, ClipCov(name="clip_cov"))
+    (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
+    torch.testing.assert_close(gradient, torch.where(mask & ~selected, -advantages, 0.0), rtol=1e-12, atol=0)
