@@ -36,8 +36,11 @@ def train(
     run_training(resolved, folder)
     if os.environ.get("RANK", "0") == "0":
         from pyrl.analysis.report import write_report
+        from pyrl.evaluation.held_out import compare_held_out
 
-        write_report({folder.name: folder}, folder, title=f"pyrl: {folder.name}")
+        run = {folder.name: folder}
+        held_out = [pair.cells() for pair in compare_held_out(run)]
+        write_report(run, folder, title=f"pyrl: {folder.name}", held_out=held_out)
 
 
 @app.command()

@@ -56,24 +56,25 @@ def write_report(
     runs: Mapping[str, Path | str],
     out_folder: Path | str,
     title: str,
+    held_out: Sequence[Sequence[str]] = (),
 ) -> tuple[Path, Path]:
     """Write `report.html` and `report.png` into `out_folder`; returns their paths.
 
-    `runs`: label -> run folder, drawn in this order. The page needs no network and no other file. Errors:
-    `records.load_run`.
+    `runs`: label -> run folder, drawn in this order. `held_out`: cells of a table of their own
+    (`pyrl.evaluation.held_out`). The page needs no network and no other file. Errors: `records.load_run`.
     """
     loaded = load_runs(runs)
     out = Path(out_folder)
     out.mkdir(parents=True, exist_ok=True)
     html_path, png_path = out / "report.html", out / "report.png"
     temporary = html_path.with_name(html_path.name + ".tmp")
-    temporary.write_text(render_html(loaded, title), encoding="utf-8")
+    temporary.write_text(render_html(loaded, title, held_out), encoding="utf-8")
     temporary.replace(html_path)
     plots.write_png(loaded, png_path, title)
     return html_path, png_path
 
 
-def render_html(runs: Sequence[RunRecords], title: str) -> str:
+def render_html(runs: Sequence[RunRecords], title: str, held_out: Sequence[Sequence[str]] = ()) -> str:
     """The page as text."""
     return load_template("report.html.j2").render(
         title=title,
@@ -82,6 +83,7 @@ def render_html(runs: Sequence[RunRecords], title: str) -> str:
         phases=_phase_bars(runs),
         phase_colours=plots.PHASE_COLOURS,
         comparisons=compare(runs),
+        held_out=held_out,
         facts=_facts(runs),
         differences=config_differences(list(runs)),
         shared=_shared_config(runs),

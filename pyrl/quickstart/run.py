@@ -12,6 +12,7 @@ from rich.table import Table
 from pyrl.analysis.records import load_runs
 from pyrl.analysis.report import compare, write_report
 from pyrl.config import ConfigError, KLCov, LossConfig, PPOClip, RunConfig, load_tree, parse_config
+from pyrl.evaluation.held_out import HEADINGS, compare_held_out
 from pyrl.learner.learner import Learner
 from pyrl.learner.parallel import destroy_parallel, init_parallel
 from pyrl.quickstart.model import write_model
@@ -68,8 +69,10 @@ def train_and_compare(configs: dict[str, RunConfig], folder: Path) -> None:
             train(config, folder / name, servers=servers, title=name)
             destroy_parallel()
     runs = {name: folder / name for name in configs}
-    html, png = write_report(runs, folder, title="pyrl quickstart: GRPO and KL-Cov")
+    held_out = [pair.cells() for pair in compare_held_out(runs)]
+    html, png = write_report(runs, folder, title="pyrl quickstart: GRPO and KL-Cov", held_out=held_out)
     console.print(result_table(runs))
+    console.print(held_out_table(held_out))
     console.print(f"report: {html}\npicture: {png}\n{time.perf_counter() - started:.0f} s in all")
 
 
@@ -133,6 +136,15 @@ def supervised_phase(
         )
     learner.export_hf(destination)
     destroy_parallel()
+
+
+def held_out_table(rows: list[tuple[str, ...]]) -> Table:
+    table = Table(title="held-out questions in pairs: 95% interval by question, p of a sign-flip permutation test")
+    for heading in HEADINGS:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def result_table(runs: dict[str, Path]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,8 @@ def test_both_methods_are_trained_and_compared(
         entropies = [row["entropy"] for row in recorded[1:]]
         assert f"{fmean(entropies):.4g} -> {fmean(entropies):.4g}" in printed  # of all steps, there being few
     report = (folder / "report.html").read_text()
+    for pair in ("grpo, step 0 -&gt; 3", "kl_cov, step 0 -&gt; 3", "grpo -&gt; kl_cov, step 3"):
+        assert pair in report and html.unescape(pair) in printed
     assert "<svg" in report and "grpo" in report and "kl_cov" in report and "src=\"http" not in report
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     assert str(folder / "report.html") in printed and str(folder / "report.png") in printed
