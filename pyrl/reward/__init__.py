@@ -1,4 +1,4 @@
-"""Grading of responses: `grade_math` for one answer, `RewardPool` for a step's worth of any task.
+"""Grading of responses: `grade_math` and `grade_code` for one answer, `RewardPool` for a step's worth of any task.
 
 Names are resolved on first use: a grader process imports this package and must not pay for torch, which `Verdict`'s
 module needs.
@@ -10,13 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyrl.reward.code import grade_code
     from pyrl.reward.math import grade_math
     from pyrl.reward.pool import RewardPool
     from pyrl.types import Verdict
 
-__all__ = ["RewardPool", "Verdict", "grade_math"]
+__all__ = ["RewardPool", "Verdict", "grade_code", "grade_math"]
 
-_HOMES = {"RewardPool": "pyrl.reward.pool", "Verdict": "pyrl.types", "grade_math": "pyrl.reward.math"}
+_HOMES = {
+    "RewardPool": "pyrl.reward.pool",
+    "Verdict": "pyrl.types",
+    "grade_code": "pyrl.reward.code",
+    "grade_math": "pyrl.reward.math",
+}
 
 
 def __getattr__(name: str) -> Any:

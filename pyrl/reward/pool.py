@@ -19,7 +19,7 @@ from typing import Any
 
 from pyrl.config import ConfigError
 from pyrl.reward.process import STARTUP_SECONDS, GraderProcess, GraderStartError
-from pyrl.reward.tasks import CRASH, TIMEOUT, UnknownTaskError, split_task
+from pyrl.reward.tasks import CRASH, TIMEOUT, UnknownTaskError, least_timeout, split_task
 from pyrl.types import Verdict
 
 MAX_BATCH = 64
@@ -34,12 +34,13 @@ class RewardPool:
     """Grader processes for one task; a context manager.
 
     Args:
-        task: `math`, `countdown` or `reasoning_gym:NAME`.
+        task: `math`, `code`, `code:SECONDS`, `countdown` or `reasoning_gym:NAME`.
         workers: number of processes.
         timeout_seconds: wall limit of one item.
 
     Raises:
-        ConfigError: unknown task (the known ones are named), or a number out of range.
+        ConfigError: unknown task (the known ones are named), a machine that lacks what the task needs, or a number that
+            is out of range or too small for the task.
         GraderStartError: a process could not be started or could not load its grader.
 
     `grade` may be called from any thread; calls take turns. A pool belongs to the process that made it.
@@ -53,6 +54,11 @@ class RewardPool:
             loader, variant = split_task(task)
         except UnknownTaskError as error:
             raise ConfigError(str(error)) from error
+        if timeout_seconds < (least := least_timeout(task)):
+            raise ConfigError(
+                f"reward.timeout_seconds {timeout_seconds:g}: for the limit of a program of {task!r}, and time to "
+                f"make its sandbox, want at least {least:g}"
+            )
         self.task = task
         self.timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
@@ -183,7 +189,7 @@ class _Round:
             self._overran(worker)
 
     def _started(self, worker: GraderProcess, status: str, text: str = "") -> None:
-        if status == "unknown_task":
+        if status in ("unknown_task", "unavailable"):
             raise ConfigError(text)
         if status != "ready":
             raise GraderStartError(f"the grader of {self.pool.task!r} could not be loaded:\n{text}")

@@ -21,7 +21,13 @@ UNREADABLE_GROUND_TRUTH = "unreadable_ground_truth"
 TIMEOUT = "timeout"
 CRASH = "crash"
 
+PROGRAM_SECONDS = 4.0
+"""Wall limit of all tests of a program, unless the task is `code:SECONDS`."""
+SANDBOX_SECONDS = 5.0
+"""What a pool must allow beside it for making the sandbox."""
+
 LOADERS = {
+    "code": "pyrl.reward.code:load_grader",
     "countdown": "pyrl.reward.countdown:load_grader",
     "math": "pyrl.reward.math:load_grader",
     "reasoning_gym": "pyrl.reward.reasoning_gym:load_grader",
@@ -34,14 +40,33 @@ class UnknownTaskError(LookupError):
     """No grader goes by that name; the text lists those that do."""
 
 
+class GraderUnavailableError(RuntimeError):
+    """This machine lacks what the task's grader needs; the text says what, and the remedy."""
+
+
 def split_task(task: str) -> tuple[str, str]:
     """`family:variant` -> (loader, variant). Raises UnknownTaskError."""
     family, colon, variant = task.partition(":")
-    takes_variant = family == "reasoning_gym"
-    if family not in LOADERS or takes_variant != bool(variant) or (colon and not variant):
-        known = ", ".join(repr(f"{name}:NAME" if name == "reasoning_gym" else name) for name in sorted(LOADERS))
+    needs_variant = family == "reasoning_gym"
+    is_seconds = family == "code" and _is_seconds(variant)
+    if family not in LOADERS or (needs_variant != bool(variant) and not is_seconds) or (colon and not variant):
+        shown = {"code": ["code", "code:SECONDS"], "reasoning_gym": ["reasoning_gym:NAME"]}
+        known = ", ".join(repr(each) for name in sorted(LOADERS) for each in shown.get(name, [name]))
         raise UnknownTaskError(f"reward.task {task!r} is unknown; known tasks: {known}")
     return LOADERS[family], variant
+
+
+def least_timeout(task: str) -> float:
+    """The least wall limit of a pool for a known `task`, seconds; 0 where any will do."""
+    family, _, variant = task.partition(":")
+    return 0.0 if family != "code" else (float(variant) if variant else PROGRAM_SECONDS) + SANDBOX_SECONDS
+
+
+def _is_seconds(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1e6
+    except ValueError:
+        return False
 
 
 def load_grader(loader: str, variant: str) -> Grader:

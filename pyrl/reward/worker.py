@@ -1,8 +1,9 @@
 """A grader process: `python -m pyrl.reward.worker LOADER VARIANT PARENT_PID`, spoken to over stdin and stdout.
 
-Lines of JSON. First this process says `["ready"]`, `["unknown_task", text]` or `["failed", text]`. Then each request
-line is a batch `[[response, ground_truth], ...]`, answered by one line `[outcome, reason, extracted]` an item, in order
-and at once, so that the parent always knows which item is being graded. End of input ends the process.
+Lines of JSON. First this process says `["ready"]`, `["unknown_task", text]`, `["unavailable", text]` or
+`["failed", text]`. Then each request line is a batch `[[response, ground_truth], ...]`, answered by one line
+`[outcome, reason, extracted]` an item, in order and at once, so that the parent always knows which item is being
+graded. End of input ends the process.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import traceback
 from typing import BinaryIO
 
-from pyrl.reward.tasks import CRASH, Grader, RawVerdict, UnknownTaskError, load_grader
+from pyrl.reward.tasks import CRASH, Grader, GraderUnavailableError, RawVerdict, UnknownTaskError, load_grader
 
 MEMORY_LIMIT = 8 << 30
 """Bytes of address space; a grader that wants more gets a MemoryError, not the machine's swap."""
@@ -38,6 +39,9 @@ def main(arguments: list[str]) -> int:
         grader = load_grader(loader, variant)
     except UnknownTaskError as error:
         _send(replies, ["unknown_task", str(error)])
+        return 2
+    except GraderUnavailableError as error:
+        _send(replies, ["unavailable", str(error)])
         return 2
     except Exception:
         _send(replies, ["failed", traceback.format_exc()[-MAX_TEXT:]])
@@ -85,7 +89,7 @@ def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
 def _limit_resources() -> None:
     os.dup2(1, 2)  # until here errors were the user's to see
     for kind, limit in ((resource.RLIMIT_AS, MEMORY_LIMIT), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
-        hard = resource.getrlimit(kind)[1]
+        hard = resource.getrlimit(kind)[1]  # stays: a sandbox's own limits may lie between
         resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
