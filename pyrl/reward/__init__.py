@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyrl.reward.math import grade_math
     from pyrl.reward.pool import RewardPool
+    from pyrl.reward.tasks import grader_version
     from pyrl.types import Verdict
 
-__all__ = ["RewardPool", "Verdict", "grade_math"]
+__all__ = ["RewardPool", "Verdict", "grade_math", "grader_version"]
 
-_HOMES = {"RewardPool": "pyrl.reward.pool", "Verdict": "pyrl.types", "grade_math": "pyrl.reward.math"}
+_HOMES = {
+    "RewardPool": "pyrl.reward.pool",
+    "Verdict": "pyrl.types",
+    "grade_math": "pyrl.reward.math",
+    "grader_version": "pyrl.reward.tasks",
+}
 
 
 def __getattr__(name: str) -> Any:

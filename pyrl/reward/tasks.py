@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
 
 RawVerdict = tuple[str, str, str | None]
 """(outcome, reason, extracted): the fields of `pyrl.types.Verdict`, without its import of torch. A reason is a code
@@ -29,6 +30,18 @@ LOADERS = {
 """Task (the part before a colon) -> `module:function`; the function gets the part after the colon ("" if there is
 none) and returns a `Grader`."""
 
+VARIANTS: dict[str, tuple[str, ...] | None] = {"reasoning_gym": None}
+"""Task -> what may follow its colon; None: something must, and the loader knows what. Tasks not listed have none."""
+
+REVISIONS = {"countdown": 1, "math": 1, "reasoning_gym": 1}
+"""Task -> number to raise with every change of its grader that can change a verdict."""
+
+LIBRARIES = {
+    "math": ("math-verify", "latex2sympy2-extended", "sympy"),
+    "reasoning_gym": ("reasoning-gym", "sympy"),
+}
+"""Task -> packages whose release can change a verdict."""
+
 
 class UnknownTaskError(LookupError):
     """No grader goes by that name; the text lists those that do."""
@@ -37,11 +50,32 @@ class UnknownTaskError(LookupError):
 def split_task(task: str) -> tuple[str, str]:
     """`family:variant` -> (loader, variant). Raises UnknownTaskError."""
     family, colon, variant = task.partition(":")
-    takes_variant = family == "reasoning_gym"
-    if family not in LOADERS or takes_variant != bool(variant) or (colon and not variant):
-        known = ", ".join(repr(f"{name}:NAME" if name == "reasoning_gym" else name) for name in sorted(LOADERS))
-        raise UnknownTaskError(f"reward.task {task!r} is unknown; known tasks: {known}")
+    variants = VARIANTS.get(family, ())
+    is_known = bool(variant) if variants is None else variant in variants or not colon
+    if family not in LOADERS or not is_known:
+        raise UnknownTaskError(f"reward.task {task!r} is unknown; known tasks: {', '.join(map(repr, _known_tasks()))}")
     return LOADERS[family], variant
+
+
+def grader_version(task: str) -> str:
+    """What a stored verdict names beside its task: two equal texts judge alike.
+
+    The task, the revision of its grader and the releases of the libraries that it judges with, for example
+    `math 1, math-verify 0.9.0, sympy 1.14.0`. Raises UnknownTaskError; `importlib.metadata.PackageNotFoundError`
+    if a library is not installed.
+    """
+    split_task(task)
+    family = task.partition(":")[0]
+    libraries = (f"{name} {version(name)}" for name in LIBRARIES.get(family, ()))
+    return ", ".join([f"{task} {REVISIONS[family]}", *libraries])
+
+
+def _known_tasks() -> list[str]:
+    known = []
+    for family in sorted(LOADERS):
+        variants = VARIANTS.get(family, ())
+        known += [f"{family}:NAME"] if variants is None else [family, *(f"{family}:{name}" for name in variants)]
+    return known
 
 
 def load_grader(loader: str, variant: str) -> Grader:
