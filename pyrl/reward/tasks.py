@@ -30,10 +30,10 @@ LOADERS = {
 """Task (the part before a colon) -> `module:function`; the function gets the part after the colon ("" if there is
 none) and returns a `Grader`."""
 
-VARIANTS: dict[str, tuple[str, ...] | None] = {"reasoning_gym": None}
+VARIANTS: dict[str, tuple[str, ...] | None] = {"math": ("paper",), "reasoning_gym": None}
 """Task -> what may follow its colon; None: something must, and the loader knows what. Tasks not listed have none."""
 
-REVISIONS = {"countdown": 1, "math": 1, "reasoning_gym": 1}
+REVISIONS = {"countdown": 1, "math": 2, "reasoning_gym": 1}
 """Task -> number to raise with every change of its grader that can change a verdict."""
 
 LIBRARIES = {
@@ -61,7 +61,7 @@ def grader_version(task: str) -> str:
     """What a stored verdict names beside its task: two equal texts judge alike.
 
     The task, the revision of its grader and the releases of the libraries that it judges with, for example
-    `math 1, math-verify 0.9.0, sympy 1.14.0`. Raises UnknownTaskError; `importlib.metadata.PackageNotFoundError`
+    `math:paper 1, math-verify 0.9.0, sympy 1.14.0`. Raises UnknownTaskError; `importlib.metadata.PackageNotFoundError`
     if a library is not installed.
     """
     split_task(task)
