@@ -21,6 +21,7 @@ _FRAC_OF_DIGIT = re.compile(r"\\frac\s*(?P<top>[0-9])\s*(?=\{)")
 _REPEATING = re.compile(r"(?P<whole>[0-9]*)\.(?P<fixed>[0-9]*)\\(?:overline|bar)\s*\{?(?P<cycle>[0-9]+)\}?$")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})")
+_DIGITS_BEFORE_BRACKET = re.compile(r"(?<![_^0-9.])([0-9][0-9.]*)\s*\((?![^()]*,)")
 _SPACED_LETTER = re.compile(r"(?<=[0-9])\s+(?=[a-zA-Z](?![a-zA-Z]))")
 _WORDS = re.compile(r"\\(?:text(?:rm|bf|it|normal)?|mbox)\s*\{([^{}]*)\}")
 _LIST_WORDS = frozenset(("", "and", "or", ",", ", and", ", or"))
@@ -70,6 +71,7 @@ def _rewrite(text: str) -> str:
     text = _REPEATING.sub(_repeating_decimal, text)
     if _TRIGONOMETRIC.search(text):
         text = _DEGREES.sub(r"{(\\frac{\1\\pi}{180})}", text)
+    text = _DIGITS_BEFORE_BRACKET.sub(r"\1\\cdot (", text)  # math-verify would add: 2(3) = 5
     text = _SPACED_LETTER.sub("", text).removeprefix("{}")
     return _CARET_POWER.sub(r"^{\1}", _PLAIN_POWER.sub(r"^{\1}", text))
 
