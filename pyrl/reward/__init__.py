@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from pyrl.reward.code import grade_code
     from pyrl.reward.math import grade_math
     from pyrl.reward.pool import RewardPool
+    from pyrl.reward.tasks import grader_version
     from pyrl.types import Verdict
 
-__all__ = ["RewardPool", "Verdict", "grade_code", "grade_math"]
+__all__ = ["RewardPool", "Verdict", "grade_code", "grade_math", "grader_version"]
 
 _HOMES = {
     "RewardPool": "pyrl.reward.pool",
     "Verdict": "pyrl.types",
     "grade_code": "pyrl.reward.code",
     "grade_math": "pyrl.reward.math",
+    "grader_version": "pyrl.reward.tasks",
 }
 
 

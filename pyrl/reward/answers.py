@@ -10,7 +10,10 @@ import re
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _ANSWER_LINE = re.compile(r"\banswer[*_ \t]*:[*_\s]*(\S[^\n]*)", re.IGNORECASE)
 
-_SPACING = re.compile(r"\\[,;:!> ]|\\q?quad(?![a-zA-Z])|~|\\(?:displaystyle|textstyle|limits)(?![a-zA-Z])")
+_SPACING = re.compile(r"(?<!\\)\\(?:[,;:!> ]|$)|\\q?quad(?![a-zA-Z])|~|\\(?:displaystyle|textstyle|limits)(?![a-zA-Z])")
+_COLOUR = re.compile(r"\\(?:text)?color\s*\{[a-zA-Z]+\}")
+_ROOT_SIGN = re.compile("\N{SQUARE ROOT}" + r"\s*([0-9]+|[a-z])")
+_EMPTY_SET = re.compile(r"\\(?:varnothing|O)(?![a-zA-Z])|\\\{\s*\\\}")
 _SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?")
 _LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9\s])")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -23,6 +26,7 @@ _SAME = str.maketrans(
         "\N{MIDDLE DOT}": r"\cdot ",
         "\N{GREEK SMALL LETTER PI}": r"\pi ",
         "\N{INFINITY}": r"\infty ",
+        "\N{DEGREE SIGN}": r"^\circ ",
     }
 )
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
@@ -76,14 +80,19 @@ def strip_wrappers(text: str) -> str:
         text = bare
 
 
+def tidy(text: str) -> str:
+    r"""One way to write what has several: `\dfrac`, thin spaces, `\left`, colours, the empty set, Unicode's signs."""
+    text = _ROOT_SIGN.sub(r"\\sqrt{\1}", text.translate(_SAME))
+    text = _SPACING.sub(" ", _SIZING.sub(" ", _COLOUR.sub("", text)))
+    return re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", _EMPTY_SET.sub(r"\\emptyset ", text)).strip()
+
+
 def normalise(answer: str) -> str:
     """A form in which equal texts mean equal answers: typography is removed, meaning is not.
 
     A blank stays where it keeps two letters or digits apart (`1 2` is not `12`).
     """
-    text = strip_wrappers(answer.translate(_SAME))
-    text = _SPACING.sub(" ", _SIZING.sub(" ", text))
-    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+    text = tidy(strip_wrappers(answer.translate(_SAME)))
     return _LOOSE_SPACE.sub("", re.sub(r"\s+", " ", text)).strip()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
 
 RawVerdict = tuple[str, str, str | None]
 """(outcome, reason, extracted): the fields of `pyrl.types.Verdict`, without its import of torch. A reason is a code
@@ -35,6 +36,18 @@ LOADERS = {
 """Task (the part before a colon) -> `module:function`; the function gets the part after the colon ("" if there is
 none) and returns a `Grader`."""
 
+VARIANTS: dict[str, tuple[str, ...] | None] = {"math": ("paper",), "reasoning_gym": None}
+"""Task -> what may follow its colon; None: something must, and the loader knows what. Tasks not listed have none."""
+
+REVISIONS = {"code": 1, "countdown": 1, "math": 2, "reasoning_gym": 1}
+"""Task -> number to raise with every change of its grader that can change a verdict."""
+
+LIBRARIES = {
+    "math": ("math-verify", "latex2sympy2-extended", "sympy"),
+    "reasoning_gym": ("reasoning-gym", "sympy"),
+}
+"""Task -> packages whose release can change a verdict."""
+
 
 class UnknownTaskError(LookupError):
     """No grader goes by that name; the text lists those that do."""
@@ -47,13 +60,34 @@ class GraderUnavailableError(RuntimeError):
 def split_task(task: str) -> tuple[str, str]:
     """`family:variant` -> (loader, variant). Raises UnknownTaskError."""
     family, colon, variant = task.partition(":")
-    needs_variant = family == "reasoning_gym"
-    is_seconds = family == "code" and _is_seconds(variant)
-    if family not in LOADERS or (needs_variant != bool(variant) and not is_seconds) or (colon and not variant):
-        shown = {"code": ["code", "code:SECONDS"], "reasoning_gym": ["reasoning_gym:NAME"]}
-        known = ", ".join(repr(each) for name in sorted(LOADERS) for each in shown.get(name, [name]))
-        raise UnknownTaskError(f"reward.task {task!r} is unknown; known tasks: {known}")
+    variants = VARIANTS.get(family, ())
+    is_known = bool(variant) if variants is None else variant in variants or not colon
+    is_known |= family == "code" and _is_seconds(variant)
+    if family not in LOADERS or not is_known:
+        raise UnknownTaskError(f"reward.task {task!r} is unknown; known tasks: {', '.join(map(repr, _known_tasks()))}")
     return LOADERS[family], variant
+
+
+def grader_version(task: str) -> str:
+    """What a stored verdict names beside its task: two equal texts judge alike.
+
+    The task, the revision of its grader and the releases of the libraries that it judges with, for example
+    `math:paper 1, math-verify 0.9.0, sympy 1.14.0`. Raises UnknownTaskError; `importlib.metadata.PackageNotFoundError`
+    if a library is not installed.
+    """
+    split_task(task)
+    family = task.partition(":")[0]
+    libraries = (f"{name} {version(name)}" for name in LIBRARIES.get(family, ()))
+    return ", ".join([f"{task} {REVISIONS[family]}", *libraries])
+
+
+def _known_tasks() -> list[str]:
+    known = []
+    for family in sorted(LOADERS):
+        variants = VARIANTS.get(family, ())
+        known += [f"{family}:NAME"] if variants is None else [family, *(f"{family}:{name}" for name in variants)]
+        known += ["code:SECONDS"] if family == "code" else []
+    return known
 
 
 def least_timeout(task: str) -> float:

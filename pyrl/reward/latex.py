@@ -1,0 +1,94 @@
+r"""One LaTeX text as one sympy expression, unevaluated. math-verify reads it; what it misreads is rewritten or refused
+before: digits side by side, `\frac123`, repeating decimals, degrees under a sine, words beside a number.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from pyrl.reward.answers import strip_wrappers, tidy
+
+_PLAIN_POWER = re.compile(r"(?<![*])\*\*\s*(\(?-?[0-9]+\)?)(?!\s*(?:\*\*|[0-9.]))")
+_CARET_POWER = re.compile(r"\^(-?[0-9]{2,})")
+_NUMBER_ROW = re.compile(r"(?:^|[^0-9_])[0-9]+(?:\s|\\[,;: ])+[0-9]")
+_MIXED_NUMBER = re.compile(r"(-?[0-9]+)(?:\s|\\[,;: ])+([0-9]+)\s*/\s*([0-9]+)")
+_THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?:(?:\s|\\[,;: ])+[0-9]{3})+(?![0-9])")
+_FRAC_OF_DIGITS = re.compile(r"\\frac\s*(?P<top>[0-9]|\{[^{}]*\})\s*(?P<bottom>[0-9])")
+_FRAC_OF_DIGIT = re.compile(r"\\frac\s*(?P<top>[0-9])\s*(?=\{)")
+_REPEATING = re.compile(r"(?P<whole>[0-9]*)\.(?P<fixed>[0-9]*)\\(?:overline|bar)\s*\{?(?P<cycle>[0-9]+)\}?$")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+_DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})")
+_DIGITS_BEFORE_BRACKET = re.compile(r"(?<![_^0-9.])([0-9][0-9.]*)\s*\((?![^()]*,)")
+_SPACED_LETTER = re.compile(r"(?<=[0-9])\s+(?=[a-zA-Z](?![a-zA-Z]))")
+_WORDS = re.compile(r"\\(?:text(?:rm|bf|it|normal)?|mbox)\s*\{([^{}]*)\}")
+_LIST_WORDS = frozenset(("", "and", "or", ",", ", and", ", or"))
+
+
+class UnreadableError(ValueError):
+    """math-verify cannot read the text, or is known to misread it."""
+
+
+@lru_cache(maxsize=1024)
+def parse(text: str, *, rewrite: bool = True) -> Any:
+    """The unevaluated sympy expression of the whole text; `rewrite=False`: as math-verify itself reads it.
+
+    Raises UnreadableError.
+    """
+    from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, normalize_latex
+    from math_verify.parser import parse_latex_cached
+
+    text = strip_wrappers(text)
+    text = _rewrite(text) if rewrite else text
+    config = NormalizationConfig(
+        basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
+    )
+    try:
+        parsed = parse_latex_cached(normalize_latex(text, config=config))
+    except MemoryError:
+        raise
+    except Exception as error:  # the LaTeX parser raises bare Exception
+        summary = " ".join(str(error).split())[:80]
+        raise UnreadableError(f"{type(error).__name__}: {summary}") from error
+    if parsed is None or isinstance(parsed, str | list):
+        raise UnreadableError("it is not one expression")
+    return parsed
+
+
+def _rewrite(text: str) -> str:
+    _refuse_words(text)
+    if _THOUSANDS.fullmatch(text):
+        text = re.sub(r"[^0-9+-]", "", text)
+    elif mixed := _MIXED_NUMBER.fullmatch(text):
+        text = r"{}\frac{{{}}}{{{}}}".format(*mixed.groups())
+    if _NUMBER_ROW.search(text):
+        raise UnreadableError("numbers side by side")  # math-verify would add them up: 3 31 = 34
+    text = tidy(text)
+    text = _FRAC_OF_DIGIT.sub(r"\\frac{\g<top>}", text)
+    text = _FRAC_OF_DIGITS.sub(_braced_frac, text)
+    text = _REPEATING.sub(_repeating_decimal, text)
+    if _TRIGONOMETRIC.search(text):
+        text = _DEGREES.sub(r"{(\\frac{\1\\pi}{180})}", text)
+    text = _DIGITS_BEFORE_BRACKET.sub(r"\1\\cdot (", text)  # math-verify would add: 2(3) = 5
+    text = _SPACED_LETTER.sub("", text).removeprefix("{}")
+    return _CARET_POWER.sub(r"^{\1}", _PLAIN_POWER.sub(r"^{\1}", text))
+
+
+def _refuse_words(text: str) -> None:
+    rest = _WORDS.sub("", text)
+    if re.search(r"[0-9]", rest) and any(w.strip().lower() not in _LIST_WORDS for w in _WORDS.findall(text)):
+        raise UnreadableError("words beside a number")  # math-verify would drop them: 34 or more = 34
+
+
+def _braced_frac(match: re.Match[str]) -> str:
+    top = match["top"] if match["top"].startswith("{") else f"{{{match['top']}}}"
+    return rf"\frac{top}{{{match['bottom']}}}"
+
+
+def _repeating_decimal(match: re.Match[str]) -> str:
+    fixed, cycle = match["fixed"], match["cycle"]
+    value = int(match["whole"] or "0") + Fraction(int(fixed or "0"), 10 ** len(fixed))
+    value += Fraction(int(cycle), (10 ** len(cycle) - 1) * 10 ** len(fixed))
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
