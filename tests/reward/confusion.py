@@ -34,7 +34,6 @@ def load_math_verify(variant: str) -> tasks.Grader:
 
 def judge(task: str, pairs: Sequence[Labelled]) -> list[Verdict]:
     """Verdicts of one grader on the labelled pairs."""
-    tasks.LOADERS.setdefault(ALONE, "tests.reward.confusion:load_math_verify")
     with RewardPool(task, 1, TIMEOUT_SECONDS) as pool:
         return pool.grade([(pair.response, pair.truth) for pair in pairs])
 
@@ -57,6 +56,7 @@ def main() -> None:
     parser.add_argument("--errors", action="store_true", help="print every pair that is judged unlike its label")
     arguments = parser.parse_args()
     pairs = read_labelled()
+    tasks.LOADERS[ALONE] = "tests.reward.confusion:load_math_verify"
     for task in arguments.graders:
         verdicts = judge(task, pairs)
         print(row(task, confusion(pairs, verdicts)), flush=True)
