@@ -39,13 +39,33 @@ def steps_done(run_folder: Path) -> int:
 
 
 def kill_with_requests_in_flight(server: psutil.Process, http: httpx.Client, run_folder: Path) -> list[psutil.Process]:
-    """The server and its children, of which the server is killed as soon as the step has begun to generate."""
+    """The server and its children, of which the server is killed while a step generates.
+
+    Its engine is held meanwhile, so what the server says to be in flight cannot end before the kill.
+    """
+    engine = server.children(recursive=True)
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while steps_done(run_folder) < KILLED_AFTER or http.get("/load").json()["server_load"] == 0:
+    while True:
         assert time.monotonic() < deadline, "no request was in flight"
-    family = [server, *server.children(recursive=True)]
+        if steps_done(run_folder) >= KILLED_AFTER and held_with_requests(engine, http):
+            break
+        time.sleep(0.01)
     server.kill()
-    return family
+    for process in engine:
+        process.resume()
+    return [server, *engine]
+
+
+def held_with_requests(engine: list[psutil.Process], http: httpx.Client) -> bool:
+    """Stop the engine's processes; let them go on, and return False, where no request waits for them."""
+    for process in engine:
+        process.suspend()
+    time.sleep(0.05)  # what the engine had finished has left the server
+    if http.get("/load").json()["server_load"] > 0:
+        return True
+    for process in engine:
+        process.resume()
+    return False
 
 
 def first_version_after_the_model_folders(http: httpx.Client) -> str:
