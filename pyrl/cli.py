@@ -131,6 +131,44 @@ def study(
         raise typer.Exit(UNFINISHED)
 
 
+@app.command()
+def evaluate(
+    config: Annotated[str | None, typer.Argument(help="A YAML file, see configs/eval/.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where it is written; default runs/eval/<config>.")
+    ] = None,
+    regrade: Annotated[Path | None, typer.Option(help="Grade this folder's samples again, without a model.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Two folders: differences on the same questions, in pairs.")
+    ] = None,
+) -> None:
+    """Score a model on benchmarks, with intervals; called again, it goes on."""
+    from pyrl.evaluation.config import load_evaluation
+    from pyrl.evaluation.run import comparison_table, published_table, regrade_folder, run_evaluation, score_table
+
+    terminal = Console(width=None if sys.stdout.isatty() else 160)
+    if compare is not None:
+        if config or regrade:
+            raise ConfigError("--compare takes two folders and nothing else")
+        terminal.print(comparison_table(*compare))
+        return
+    if regrade is not None:
+        given = [config] if config else []
+        if any("=" not in text for text in given):
+            raise ConfigError(f"--regrade takes key=value overrides and no config file, got {config}")
+        folder, scores = regrade, regrade_folder(regrade, [*given, *(overrides or [])])
+    elif config is None:
+        raise ConfigError("give a config file (configs/eval/), --regrade DIR or --compare A B")
+    else:
+        folder = folder or Path("runs/eval") / Path(config).stem
+        scores = run_evaluation(load_evaluation(Path(config), overrides or []), folder)
+    terminal.print(score_table(scores))
+    if (paper := published_table(scores)) is not None:
+        terminal.print(paper)
+    print(f"written: {folder / 'scores.json'}, {folder / 'samples.jsonl'}")
+
+
 def main() -> None:
     """Run the command line; turn bad input into one message and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")

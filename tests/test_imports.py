@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "trainer": {"evaluation", "run_folder", *STAGES},
     "run_folder": {"learner"},
     "stages": {"ops", *STAGES},
-    "evaluation": {"rollout", "reward", "data"},
+    "evaluation": {"rollout", "reward", "data", "ops"},
     "learner": {"algorithms", "ops", "weights"},
     "weights": {"learner", "rollout"},
     "algorithms": {"ops"},

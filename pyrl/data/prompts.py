@@ -109,6 +109,17 @@ def load_prompt_set(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, p
     return PromptSet(prompts, rows=total, duplicates=total - len(rows), overlong=overlong)
 
 
+def load_questions(path: Path) -> tuple[list[Row], int]:
+    """The first row of every question of a file, in file order, and the number of rows; not templated.
+
+    Rows with equal prompt and ground truth are one question. Raises ConfigError as `load_prompt_set`.
+    """
+    rows, total = _distinct(_read_rows(path))
+    if not rows:
+        raise ConfigError(f"{path}: holds no row; {WHERE_TO_GET_DATA}")
+    return rows, total
+
+
 def _distinct(rows: Iterator[Row]) -> tuple[list[Row], int]:
     """The first row of every question, and the number of rows."""
     by_id: dict[str, Row] = {}

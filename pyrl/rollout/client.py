@@ -97,14 +97,23 @@ class RolloutClient:
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout-client", daemon=True)
         self._thread.start()
 
-    def generate(self, requests: Sequence[GenerateRequest], *, policy_version: int | None = None) -> list[GroupResult]:
+    def generate(
+        self,
+        requests: Sequence[GenerateRequest],
+        *,
+        policy_version: int | None = None,
+        on_result: Callable[[int, GroupResult], None] | None = None,
+    ) -> list[GroupResult]:
         """One result per request, in order; a request that fails for good has an `error` and no completions.
+
+        `on_result` is told each request's index and result when it is there, in the client's thread; what it raises
+        ends the call.
 
         Every token must come from the weights of `policy_version` (None: any): PolicyVersionMismatch otherwise.
         RolloutError where a server refuses a request (for instance a prompt longer than the model's context), or when
         the deadline has passed.
         """
-        return self._run(self._generate(requests, policy_version))
+        return self._run(self._generate(requests, policy_version, on_result))
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """log p(token t | tokens before it), for t = 1 ... len - 1 of each token sequence, as the engines compute it.
@@ -137,7 +146,12 @@ class RolloutClient:
             future.cancel()  # Ctrl-C while waiting
             raise
 
-    async def _generate(self, requests: Sequence[GenerateRequest], version: int | None) -> list[GroupResult]:
+    async def _generate(
+        self,
+        requests: Sequence[GenerateRequest],
+        version: int | None,
+        on_result: Callable[[int, GroupResult], None] | None = None,
+    ) -> list[GroupResult]:
         await self._open()
         results: list[GroupResult | None] = [None] * len(requests)
         try:
@@ -146,7 +160,7 @@ class RolloutClient:
                     indices = range(i, len(requests), len(self._urls))
                     for together in [indices] if self._deterministic else ([index] for index in indices):
                         if together:
-                            tasks.create_task(self._generate_on(url, together, requests, version, results))
+                            tasks.create_task(self._generate_on(url, together, requests, version, results, on_result))
         except TimeoutError as error:
             raise RolloutError(
                 f"{results.count(None)} of {len(requests)} prompts have no answer from {', '.join(self._urls)} after "
@@ -161,11 +175,14 @@ class RolloutClient:
         requests: Sequence[GenerateRequest],
         version: int | None,
         results: list[GroupResult | None],
+        on_result: Callable[[int, GroupResult], None] | None,
     ) -> None:
         bodies = [self._body(order, requests[index]) for order, index in enumerate(indices, start=1)]
         answers = await self._ask(url, bodies, version, queue=self._queues.get(url))
         for index, answer in zip(indices, answers, strict=True):
-            results[index] = self._result(url, requests[index], answer, version)
+            results[index] = result = self._result(url, requests[index], answer, version)
+            if on_result is not None:
+                on_result(index, result)
 
     def _body(self, order: int, request: GenerateRequest) -> bytes:
         body = vllm.generate_body(

@@ -1,0 +1,39 @@
+"""Verdicts of stored samples; no model is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyrl.evaluation.config import EvaluationConfig
+from pyrl.evaluation.store import read_questions, read_samples, replace_samples
+from pyrl.reward import RewardPool, grader_version
+
+
+def grade_folder(config: EvaluationConfig, folder: Path, *, again: bool = False) -> int:
+    """Grade the samples that have no verdict of the config's grader in its present version; `again`: all. Returns how
+    many were graded. Raises ConfigError for a grader that is unknown or that this machine cannot run."""
+    samples = list(read_samples(folder).values())
+    truths = {(q["benchmark"], q["id"]): q["ground_truth"] for q in read_questions(folder)}
+    graded = 0
+    for grader in sorted({benchmark.grader for benchmark in config.chosen.values()}):
+        with RewardPool(grader, config.grader_workers, config.grader_timeout_seconds) as pool:
+            version = grader_version(grader)
+            mine = [
+                s
+                for s in samples
+                if config.benchmarks[s["benchmark"]].grader == grader
+                and (again or s["verdict"] is None or (s["grader"], s["grader_version"]) != (grader, version))
+            ]
+            verdicts = pool.grade([(s["text"], truths[s["benchmark"], s["question"]]) for s in mine])
+        for sample, verdict in zip(mine, verdicts, strict=True):
+            sample.update(
+                verdict=verdict.outcome,
+                reason=verdict.reason,
+                extracted=verdict.extracted,
+                grader=grader,
+                grader_version=version,
+            )
+        graded += len(mine)
+    if graded:
+        replace_samples(folder, samples)
+    return graded

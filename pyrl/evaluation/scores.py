@@ -1,0 +1,141 @@
+"""scores.json of an evaluation folder: every statistic with its 95% interval by question."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from pyrl.config import ConfigError
+from pyrl.evaluation import published
+from pyrl.evaluation.config import EvaluationConfig
+from pyrl.evaluation.metrics import maj_at_k, pass_at_k_of_counts
+from pyrl.evaluation.statistics import Comparison, compare_paired
+from pyrl.evaluation.store import SCORES, Sample, read_samples, write_whole
+from pyrl.reward.answers import normalise
+
+
+def score_folder(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
+    """Compute, write `scores.json` and return it."""
+    grouped = _grouped(read_samples(folder).values())
+    benchmarks = {
+        name: score_benchmark(grouped.get(name, {}))
+        | {"column": b.column, "note": b.note, "partial": config.max_questions is not None}
+        for name, b in config.chosen.items()
+    }
+    scores = {"model": str(config.model), "benchmarks": benchmarks, "means": means(benchmarks)}
+    write_whole(folder / SCORES, json.dumps(scores, indent=2, allow_nan=False) + "\n")
+    return scores
+
+
+def score_benchmark(questions: dict[str, list[Sample]]) -> dict[str, Any]:
+    """Statistics of graded samples by question. Samples that could not be judged have no part in a score: a question
+    counts by its judged samples, k goes up to the fewest of any question, and one without any is left out."""
+    samples = [s for own in questions.values() for s in own]
+    judged = {q: [s for s in own if s["verdict"] in ("right", "wrong")] for q, own in questions.items()}
+    judged = {q: own for q, own in judged.items() if own}
+    most = min((len(own) for own in judged.values()), default=0)
+    return {
+        "questions": len(questions),
+        "rows": len(samples),
+        "samples": max((len(own) for own in questions.values()), default=0),
+        "questions_without_verdict": len(questions) - len(judged),
+        "avg_at_k": with_interval([np.mean([_right(s) for s in own]) for own in judged.values()]),
+        "pass_at_k": {str(k): with_interval(_pass(judged, k)) for k in powers_of_two(most)},
+        "maj_at_k": {str(k): with_interval(_maj(judged, k)) for k in powers_of_two(most)},
+        "truncated": _share(samples, lambda s: s["finish_reason"] == "length"),
+        "unjudged": _share(samples, lambda s: s["verdict"] == "unjudged"),
+        "empty": _share(samples, lambda s: not s["text"].strip()),
+        "tokens_mean": float(np.mean([s["tokens"] for s in samples])) if samples else None,
+    }
+
+
+def powers_of_two(most: int) -> list[int]:
+    """1, 2, 4, ... up to `most`, and `most`."""
+    return sorted({2**i for i in range(most.bit_length()) if 2**i <= most} | ({most} if most else set()))
+
+
+def with_interval(values: Any) -> dict[str, float | None]:
+    """Mean of a value a question and Student's 95% interval, cut to [0, 1]; null where undefined."""
+    found = np.asarray(list(values), dtype=np.float64)
+    if not found.size:
+        return {"mean": None, "low": None, "high": None}
+    mean = float(found.mean())
+    if found.size < 2:
+        return {"mean": mean, "low": None, "high": None}
+    half = float(stats.t.ppf(0.975, found.size - 1) * stats.sem(found))
+    return {"mean": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}
+
+
+def means(benchmarks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Plain mean of benchmarks, and mean over validation rows, which the paper prints as its average.
+
+    Comparable with the paper only where the benchmarks are its columns with its numbers of rows.
+    """
+    scored = [b for b in benchmarks.values() if b["avg_at_k"]["mean"] is not None]
+    values, rows = [b["avg_at_k"]["mean"] for b in scored], [b["rows"] for b in scored]
+    rows_by_column = {b["column"]: b["rows"] for b in benchmarks.values() if b["column"]}
+    whole = len(scored) == len(benchmarks) == len(published.COLUMNS)
+    return {
+        "of_benchmarks": float(np.mean(values)) if values else None,
+        "over_rows": float(np.average(values, weights=rows)) if values else None,
+        "over_rows_comparable_with_paper": whole and rows_by_column == published.ROWS,
+    }
+
+
+def compare_folders(first: Path, second: Path) -> dict[str, Comparison | str]:
+    """Benchmark -> second minus first on its questions in pairs, or why they cannot be compared.
+
+    Raises ConfigError where the folders share no benchmark.
+    """
+    one, other = (_grouped(read_samples(folder).values()) for folder in (first, second))
+    if not one.keys() & other.keys():
+        raise ConfigError(f"{first} and {second} have no samples of a benchmark in common: nothing to compare")
+    return {name: _compare(one[name], other[name]) for name in one if name in other}
+
+
+def _compare(one: dict[str, list[Sample]], other: dict[str, list[Sample]]) -> Comparison | str:
+    if unequal := sorted(one.keys() ^ other.keys()):
+        return f"not compared: {len(unequal)} questions are in one folder alone, {unequal[0]} for instance"
+    before, after = ({q: _mean(own) for q, own in side.items()} for side in (one, other))
+    pairs = [(before[q], after[q]) for q in one if before[q] is not None and after[q] is not None]
+    if len(pairs) < 2:
+        return f"not compared: {len(pairs)} questions were judged on both sides, at least 2 are needed"
+    return compare_paired(*map(list, zip(*pairs, strict=True)))
+
+
+def _mean(samples: list[Sample]) -> float | None:
+    judged = [_right(s) for s in samples if s["verdict"] in ("right", "wrong")]
+    return float(np.mean(judged)) if judged else None
+
+
+def _grouped(samples: Any) -> dict[str, dict[str, list[Sample]]]:
+    grouped: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+    for sample in sorted(samples, key=lambda s: s["sample"]):
+        grouped[sample["benchmark"]][sample["question"]].append(sample)
+    return {name: dict(questions) for name, questions in grouped.items()}
+
+
+def _right(sample: Sample) -> bool:
+    return sample["verdict"] == "right"
+
+
+def _share(samples: list[Sample], holds: Any) -> float | None:
+    return sum(map(holds, samples)) / len(samples) if samples else None
+
+
+def _pass(judged: dict[str, list[Sample]], k: int) -> np.ndarray:
+    counts = [(sum(map(_right, own)), len(own)) for own in judged.values()]
+    return pass_at_k_of_counts(*zip(*counts, strict=True), k)
+
+
+def _maj(judged: dict[str, list[Sample]], k: int) -> list[float]:
+    return [maj_at_k([[_answer(s) for s in own]], np.array([[_right(s) for s in own]]), k) for own in judged.values()]
+
+
+def _answer(sample: Sample) -> str | None:
+    return None if sample["extracted"] is None else normalise(sample["extracted"])
