@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from pyrl.config import ConfigError, load_config
+from pyrl.evaluation.errors import EvaluationError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -144,8 +145,10 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model on benchmarks, with intervals; called again, it goes on."""
+    from pyrl.analysis.evaluation_page import write_evaluation_page
     from pyrl.evaluation.config import load_evaluation
-    from pyrl.evaluation.run import comparison_table, published_table, regrade_folder, run_evaluation, score_table
+    from pyrl.evaluation.run import regrade_folder, run_evaluation
+    from pyrl.evaluation.tables import comparison_table, published_table, score_table
 
     terminal = Console(width=None if sys.stdout.isatty() else 160)
     if compare is not None:
@@ -154,19 +157,21 @@ def evaluate(
         terminal.print(comparison_table(*compare))
         return
     if regrade is not None:
-        given = [config] if config else []
+        given = [*([config] if config else []), *(overrides or [])]
         if any("=" not in text for text in given):
             raise ConfigError(f"--regrade takes key=value overrides and no config file, got {config}")
-        folder, scores = regrade, regrade_folder(regrade, [*given, *(overrides or [])])
+        folder, settings, scores = regrade, *regrade_folder(regrade, given)
     elif config is None:
         raise ConfigError("give a config file (configs/eval/), --regrade DIR or --compare A B")
     else:
+        settings = load_evaluation(Path(config), overrides or [])
         folder = folder or Path("runs/eval") / Path(config).stem
-        scores = run_evaluation(load_evaluation(Path(config), overrides or []), folder)
+        scores = run_evaluation(settings, folder)
+    page = write_evaluation_page(folder, settings.page_samples)
     terminal.print(score_table(scores))
     if (paper := published_table(scores)) is not None:
         terminal.print(paper)
-    print(f"written: {folder / 'scores.json'}, {folder / 'samples.jsonl'}")
+    print(f"written: {folder / 'scores.json'}, {folder / 'samples.jsonl'}, {page}")
 
 
 def main() -> None:
@@ -184,6 +189,9 @@ def main() -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once a node: a folder may be missing on one of them alone
             errors.print(f"error: {error}", style="bold red", markup=False)
         sys.exit(2)
+    except EvaluationError as error:
+        errors.print(f"error: {error}", style="bold red", markup=False)
+        sys.exit(1)
     except Exception as error:
         traceback.print_exc()
         errors.print(f"failed on rank {os.environ.get('RANK', '0')}: {error}", style="bold red", markup=False)

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pyrl.algorithms.controllers import Control, build_control
 from pyrl.config import ConfigError, RunConfig
 from pyrl.data.cursor import PromptCursor
 from pyrl.data.prompts import fingerprint, load_prompts
+from pyrl.data.tokenizer import load_tokenizer
 from pyrl.learner.checkpoint import load_checkpoint, save_checkpoint
 from pyrl.learner.checkpoint_store import set_aside_from
 from pyrl.learner.learner import Learner
@@ -352,20 +353,3 @@ def _start_graders(config: RunConfig, parallel: Parallel, stack: contextlib.Exit
         return None
     reward = config.reward
     return stack.enter_context(RewardPool(reward.task, reward.workers, reward.timeout_seconds))
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; ConfigError where the folder, the tokenizer or its stop token is missing."""
-    if not folder.is_dir():
-        raise ConfigError(
-            f"model.path {folder} is not a folder: give a Hugging Face folder (`pyrl convert` makes one from GGUF)"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path {folder} holds no tokenizer that can be read: {error}") from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where files are missing
-        raise ConfigError(f"model.path {folder} holds no tokenizer: copy the tokenizer files of the model into it")
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"model.path {folder}: the tokenizer has no eos_token, so a response could never end")
-    return tokenizer

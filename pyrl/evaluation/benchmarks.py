@@ -62,7 +62,9 @@ def load_benchmarks(config: EvaluationConfig, tokenizer: PreTrainedTokenizerBase
 def _check_at_hand(config: EvaluationConfig) -> None:
     missing = {name: b for name, b in config.chosen.items() if b.source is None}
     if missing:
-        named = "; ".join(f"{name} ({b.expected_rows or '?'} rows{f', {b.note}' if b.note else ''})" for name, b in missing.items())
+        named = "; ".join(
+            f"{name} ({b.expected_rows or '?'} rows{f', {b.note}' if b.note else ''})" for name, b in missing.items()
+        )
         rest = [name for name in config.chosen if name not in missing]
         raise ConfigError(
             f"benchmarks that are not at hand: {named}. Give benchmarks.{next(iter(missing))}.source=FILE for each"
@@ -78,8 +80,10 @@ def _find(name: str, benchmark: BenchmarkConfig, data_dir: Path | None) -> Path:
         return Path(source)
     folder = data_dir or os.environ.get("PYRL_DATA_DIR")
     if not folder:
-        raise ConfigError(f"benchmarks.{name}.source {source} is under data_dir, which is not given: set data_dir=FOLDER "
-                          "or PYRL_DATA_DIR")  # fmt: skip
+        raise ConfigError(
+            f"benchmarks.{name}.source {source} is under data_dir, which is not given: set data_dir=FOLDER or "
+            "PYRL_DATA_DIR"
+        )
     return Path(folder) / source
 
 

@@ -75,6 +75,8 @@ class EvaluationConfig(Section):
     """The first so many of each benchmark. None: all."""
     grader_workers: PositiveInt = 1
     grader_timeout_seconds: Seconds = 5.0
+    page_samples: Annotated[Integer, Field(ge=0)] = 32
+    """Samples of each benchmark and verdict that report.html shows, from questions in turn; samples.jsonl holds all."""
     server: ServerConfig = ServerConfig()
 
     @property
@@ -85,8 +87,9 @@ class EvaluationConfig(Section):
         return {name: b for name, b in self.benchmarks.items() if not self.only or name in self.only}
 
     def identity(self) -> dict[str, Any]:
-        """What its samples depend on, beside the questions: neither servers nor graders nor where the files lie."""
-        tree = self.model_dump(mode="json", exclude={"server", "data_dir", "grader_workers", "grader_timeout_seconds"})
+        """What its samples depend on, beside questions and weights: neither servers nor graders nor where files lie."""
+        elsewhere = {"model", "server", "data_dir", "grader_workers", "grader_timeout_seconds", "page_samples"}
+        tree = self.model_dump(mode="json", exclude=elsewhere)
         tree["server_dtype"] = self.server.dtype
         for benchmark in tree["benchmarks"].values():
             for field in ("grader", "note", "column", "expected_rows", "source"):

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import resource
+import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
 from pyrl.config import ConfigError
+from pyrl.data.tokenizer import stop_token_ids
 from pyrl.evaluation.benchmarks import Question
 from pyrl.evaluation.config import EvaluationConfig
-from pyrl.evaluation.store import EvaluationError, Key, Sample, SampleFile, read_samples
+from pyrl.evaluation.errors import EvaluationError
+from pyrl.evaluation.servers import check_given, start_servers
+from pyrl.evaluation.store import Sample, SampleFile, read_samples
 from pyrl.ops.counter import derive_seed, mix
 from pyrl.rollout.client import GenerateRequest, GroupResult, RolloutClient
 from pyrl.rollout.errors import RolloutError
 from pyrl.rollout.server import ServerPool
-from pyrl.rollout.vllm_adapter import ServerSettings
+from pyrl.telemetry.progress import StepProgress
 
 SPARE_FILES = 256
 """File handles beside one a request."""
+KEPT = "all finished samples are kept: call the same command again to go on"
+SECONDS_BETWEEN_LINES = 5.0
 
 
 def sample_seed(seed: int, benchmark: str, question: str, sample: int) -> int:
@@ -38,7 +43,7 @@ def generate_missing(
     """Draw and store every sample that the folder lacks.
 
     Raises EvaluationError, with all finished samples stored, when servers fail, answer something else, or the disk is
-    full.
+    full; ConfigError for servers that could not hold the longest response.
     """
     done = read_samples(folder)
     asked = [
@@ -49,49 +54,50 @@ def generate_missing(
     ]
     if not asked:
         return
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"the tokenizer of {config.model} names no EOS token, at which responses end")
     _allow_open_files(len(asked) + SPARE_FILES)
+    tokens = max(len(q.token_ids) + config.benchmarks[q.benchmark].max_tokens for q in questions)
     with ExitStack() as stack:
-        pool = None if config.server.urls else stack.enter_context(_start_servers(config, folder, questions))
-        client = stack.enter_context(_client(config, pool, tokenizer.eos_token_id))
+        if config.server.urls:
+            check_given(config, tokens)
+            pool = None
+        else:
+            pool = stack.enter_context(start_servers(config, folder, tokens))
+        client = stack.enter_context(_client(config, pool, stop_token_ids(config.model, tokenizer)))
         file = SampleFile(folder)
         stack.callback(file.close)
-        _generate(config, client, asked, file, tokenizer, done)
+        _draw(config, client, asked, file, tokenizer, done=len(done))
 
 
-def _generate(
+def _draw(
     config: EvaluationConfig,
     client: RolloutClient,
     asked: list[tuple[Question, int]],
     file: SampleFile,
     tokenizer: PreTrainedTokenizerBase,
-    done: dict[Key, Sample],
+    *,
+    done: int,
 ) -> None:
-    requests = [_request(config, question, sample) for question, sample in asked]
+    requests = [sample_request(config, question, sample) for question, sample in asked]
     failed: list[str] = []
-    with _progress() as progress:
-        bar = progress.add_task("samples", total=len(done) + len(asked), completed=len(done))
+    with _SampleProgress(done, done + len(asked)) as progress:
 
         def finished(index: int, result: GroupResult) -> None:
             if result.error is not None:
                 failed.append(result.error)
                 return
-            file.append(_row(*asked[index], requests[index], result, tokenizer))
-            progress.advance(bar)
+            file.append(sample_row(*asked[index], requests[index], result, tokenizer))
+            progress.advance()
 
         try:
             client.generate(requests, on_result=finished)
         except RolloutError as error:
-            raise EvaluationError(f"{error}; all finished samples are kept: the same command goes on") from error
+            raise EvaluationError(f"{error}; {KEPT}") from error
     if failed:
-        raise EvaluationError(
-            f"{len(failed)} of {len(asked)} samples have no answer ({failed[0]}); the others are kept: call the same "
-            "command again to go on"
-        )
+        raise EvaluationError(f"{len(failed)} of {len(asked)} samples have no answer ({failed[0]}); {KEPT}")
 
 
-def _request(config: EvaluationConfig, question: Question, sample: int) -> GenerateRequest:
+def sample_request(config: EvaluationConfig, question: Question, sample: int) -> GenerateRequest:
+    """One sample of one question: an evaluation that goes on asks again for what it lacks alone."""
     benchmark = config.benchmarks[question.benchmark]
     seed = sample_seed(config.seed, question.benchmark, question.id, sample)
     return GenerateRequest(
@@ -99,9 +105,10 @@ def _request(config: EvaluationConfig, question: Question, sample: int) -> Gener
     )
 
 
-def _row(
+def sample_row(
     question: Question, sample: int, request: GenerateRequest, result: GroupResult, tokenizer: PreTrainedTokenizerBase
 ) -> Sample:
+    """As it is stored, not graded yet."""
     (completion,) = result.completions
     return {
         "step": 0,
@@ -116,34 +123,11 @@ def _row(
     } | dict.fromkeys(("verdict", "reason", "extracted", "grader", "grader_version"))
 
 
-def _start_servers(config: EvaluationConfig, folder: Path, questions: list[Question]) -> ServerPool:
-    server = config.server
-    needed = max(len(q.token_ids) + config.benchmarks[q.benchmark].max_tokens for q in questions)
-    if server.max_model_len is not None and server.max_model_len < needed:
-        raise ConfigError(f"server.max_model_len {server.max_model_len}: the longest prompt with its max_tokens needs {needed}")
-    settings = ServerSettings(
-        model=config.model,
-        dtype=server.dtype,
-        max_model_len=server.max_model_len or needed,
-        transport="shm",
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        tp=server.tp,
-        max_num_seqs=server.max_num_seqs,
-        kv_cache_gib=server.kv_cache_gib,
-        gpu_memory_utilization=server.gpu_memory_utilization,
-        threads=server.threads,
-        extra_args=server.extra_server_args,
-    )
-    return ServerPool.from_settings(
-        settings, folder, count=server.count, startup_timeout=server.startup_timeout_seconds
-    )
-
-
-def _client(config: EvaluationConfig, pool: ServerPool | None, stop_token_id: int) -> RolloutClient:
+def _client(config: EvaluationConfig, pool: ServerPool | None, stop_tokens: tuple[int, ...]) -> RolloutClient:
     server = config.server
     return RolloutClient(
         server.urls or pool.wait_ready(),
-        stop_token_ids=[stop_token_id],
+        stop_token_ids=stop_tokens,
         request_timeout=server.request_timeout_seconds,
         max_retries=server.max_retries,
         recovery_timeout=server.recovery_timeout_seconds,
@@ -161,7 +145,25 @@ def _allow_open_files(wanted: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    return Progress(*columns, console=Console(stderr=True))
+class _SampleProgress:
+    """Progress on stderr, every few seconds: samples end in bursts."""
+
+    def __init__(self, done: int, total: int) -> None:
+        self._bar = StepProgress(
+            "samples", total, start=done, every=1, shown=(), unit="sample", console=Console(stderr=True)
+        )
+        self._done, self._total, self._shown_at = done, total, 0.0
+
+    def __enter__(self) -> Self:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._bar.__exit__(*raised)
+
+    def advance(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if self._done == self._total or now - self._shown_at >= SECONDS_BETWEEN_LINES:
+            self._bar.update(self._done, {})
+            self._shown_at = now

@@ -6,17 +6,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from pyrl.config import ConfigError
-from pyrl.evaluation import published
+from pyrl.data.tokenizer import load_tokenizer
 from pyrl.evaluation.benchmarks import load_benchmarks
 from pyrl.evaluation.config import EvaluationConfig, load_evaluation
 from pyrl.evaluation.generate import generate_missing
 from pyrl.evaluation.grade import grade_folder
-from pyrl.evaluation.scores import compare_folders, score_folder
-from pyrl.evaluation.statistics import Comparison
-from pyrl.evaluation.store import SETTINGS, open_folder
+from pyrl.evaluation.scores import score_folder
+from pyrl.evaluation.store import SETTINGS, open_folder, weights_fingerprint
 
 log = logging.getLogger("pyrl")
 
@@ -26,26 +23,27 @@ UNJUDGED_ALARM = 0.01
 
 def run_evaluation(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
     """Evaluate into `folder`, or go on there; returns the scores. Raises ConfigError, EvaluationError."""
-    from transformers import AutoTokenizer
-
-    if not config.model.is_dir():
-        raise ConfigError(f"model {config.model} is not a folder: give model=PATH, a Hugging Face folder")
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    tokenizer = load_tokenizer(config.model, field="model")
     questions = load_benchmarks(config, tokenizer)
-    open_folder(folder, config, questions)
+    open_folder(folder, config, questions, weights=weights_fingerprint(config.model))
     generate_missing(config, folder, questions, tokenizer)
     grade_folder(config, folder)
     return _scored(config, folder)
 
 
-def regrade_folder(folder: Path, overrides: list[str]) -> dict[str, Any]:
+def regrade_folder(folder: Path, overrides: list[str]) -> tuple[EvaluationConfig, dict[str, Any]]:
     """Grade all samples of a folder again and score them; `overrides` change its settings, as
-    `benchmarks.NAME.grader=math:paper`. No model is read."""
+    `benchmarks.NAME.grader=math:paper`. No model is read. Returns the settings and the scores.
+
+    Raises ConfigError: no folder of an evaluation, or overrides that samples would have to be drawn anew for.
+    """
     if not (folder / SETTINGS).is_file():
         raise ConfigError(f"{folder} holds no {SETTINGS}: it is not the folder of an evaluation")
     config = load_evaluation(folder / SETTINGS, overrides)
+    if config.identity() != load_evaluation(folder / SETTINGS, []).identity():
+        raise ConfigError(f"{', '.join(overrides)}: only graders can change with --regrade; samples are as they are")
     grade_folder(config, folder, again=True)
-    return _scored(config, folder)
+    return config, _scored(config, folder)
 
 
 def _scored(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
@@ -56,58 +54,3 @@ def _scored(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
         if benchmark["empty"] == 1.0:
             log.warning("%s: every response is empty: is this the right template for the model?", name)
     return scores
-
-
-def score_table(scores: dict[str, Any]) -> Table:
-    """For the terminal: a row a benchmark, then the means, then the paper's scores."""
-    table = Table(title=scores["model"], caption="fractions, 95% intervals by question")
-    for heading in ("", "avg@k", "95%", "pass@k", "maj@k", "truncated", "unjudged", "questions x k", "note"):
-        table.add_column(heading)
-    for name, b in scores["benchmarks"].items():
-        best = {m: list(b[m].values())[-1]["mean"] if b[m] else None for m in ("pass_at_k", "maj_at_k")}
-        table.add_row(
-            name, _number(b["avg_at_k"]["mean"]), _interval(b["avg_at_k"]), *map(_number, best.values()),
-            _number(b["truncated"]), _number(b["unjudged"]), f"{b['questions']} x {b['samples']}",
-            "; ".join(filter(None, [b["note"], "first questions only" if b["partial"] else ""])),
-        )  # fmt: skip
-    means = scores["means"]
-    comparable = "as the paper's Avg" if means["over_rows_comparable_with_paper"] else "not comparable with the paper's"
-    table.add_row("mean of benchmarks", _number(means["of_benchmarks"]))
-    table.add_row("mean over rows", _number(means["over_rows"]), *[""] * 6, comparable)
-    return table
-
-
-def published_table(scores: dict[str, Any]) -> Table | None:
-    """The paper's scores of the columns that were evaluated; None without any."""
-    columns = [b["column"] for b in scores["benchmarks"].values() if b["column"] in published.COLUMNS]
-    if not columns:
-        return None
-    table = Table(title=f"for orientation: {published.SOURCE}")
-    for heading in ("", *columns):
-        table.add_column(heading)
-    for model, by_column in published.SCORES.items():
-        table.add_row(model, *(_number(by_column[column]) for column in columns))
-    return table
-
-
-def comparison_table(first: Path, second: Path) -> Table:
-    """Paired differences of two folders, second minus first."""
-    table = Table(title=f"{second} - {first}", caption="bootstrap interval by question; two-sided sign-flip test")
-    for heading in ("", "difference", "95%", "p", "questions", ""):
-        table.add_column(heading)
-    for name, found in compare_folders(first, second).items():
-        if isinstance(found, Comparison):
-            said = "within noise" if found.within_noise else "better" if found.difference > 0 else "worse"
-            table.add_row(name, f"{found.difference:+.3f}", f"[{found.low:+.3f}, {found.high:+.3f}]".replace("[", r"\["),
-                          f"{found.p:.2g}", str(found.questions), said)  # fmt: skip
-        else:
-            table.add_row(name, "", "", "", "", found)
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _interval(score: dict[str, float | None]) -> str:
-    return "-" if score["low"] is None else f"{score['low']:.3f} to {score['high']:.3f}"

@@ -16,7 +16,7 @@ from pyrl.evaluation.config import EvaluationConfig
 from pyrl.evaluation.metrics import maj_at_k, pass_at_k_of_counts
 from pyrl.evaluation.statistics import Comparison, compare_paired
 from pyrl.evaluation.store import SCORES, Sample, read_samples, write_whole
-from pyrl.reward.answers import normalise
+from pyrl.reward.answers import mathd_form
 
 
 def score_folder(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
@@ -60,13 +60,20 @@ def powers_of_two(most: int) -> list[int]:
 
 
 def with_interval(values: Any) -> dict[str, float | None]:
-    """Mean of a value a question and Student's 95% interval, cut to [0, 1]; null where undefined."""
+    """Mean of a value a question and Student's 95% interval, cut to [0, 1]; null where undefined.
+
+    All questions at 0, or all at 1, have no spread to estimate from: Clopper and Pearson's interval then says how far
+    so many questions bound the rest.
+    """
     found = np.asarray(list(values), dtype=np.float64)
     if not found.size:
         return {"mean": None, "low": None, "high": None}
     mean = float(found.mean())
     if found.size < 2:
         return {"mean": mean, "low": None, "high": None}
+    if np.ptp(found) == 0 and mean in (0.0, 1.0):
+        exact = stats.binomtest(int(found.sum()), found.size).proportion_ci(method="exact")
+        return {"mean": mean, "low": float(exact.low), "high": float(exact.high)}
     half = float(stats.t.ppf(0.975, found.size - 1) * stats.sem(found))
     return {"mean": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}
 
@@ -138,4 +145,4 @@ def _maj(judged: dict[str, list[Sample]], k: int) -> list[float]:
 
 
 def _answer(sample: Sample) -> str | None:
-    return None if sample["extracted"] is None else normalise(sample["extracted"])
+    return None if sample["extracted"] is None else mathd_form(sample["extracted"])

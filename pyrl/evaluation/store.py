@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,19 @@ import yaml
 from pyrl.config import ConfigError
 from pyrl.evaluation.benchmarks import Question
 from pyrl.evaluation.config import EvaluationConfig
+from pyrl.evaluation.errors import EvaluationError
 from pyrl.telemetry.jsonl import JsonlFile, RecordFileError, read_jsonl
 
-SETTINGS, IDENTITY, QUESTIONS, SAMPLES, SCORES = (
-    "evaluation.yaml", "identity.json", "questions.json", "samples.jsonl", "scores.json"
-)  # fmt: skip
+SETTINGS, IDENTITY, QUESTIONS = "evaluation.yaml", "identity.json", "questions.json"
+SAMPLES, SCORES = "samples.jsonl", "scores.json"
 
 Sample = dict[str, Any]
-"""A row of samples.jsonl: step (0), benchmark, question, sample, prompt_hash, seed, text, tokens, finish_reason, verdict,
-reason, extracted, grader, grader_version; the last five are null until it is graded."""
+"""A row of samples.jsonl: step, benchmark, question, sample, prompt_hash, seed, text, tokens, finish_reason, verdict,
+reason, extracted, grader, grader_version; the last five are null until it is graded. `step`: of the training run whose
+policy answered, else 0."""
 Key = tuple[str, str, int]
 """(benchmark, question, sample)"""
-
-
-class EvaluationError(RuntimeError):
-    """An evaluation could not be finished; what was finished is kept."""
+FINGERPRINT_BLOCKS, BLOCK_BYTES = 64, 1 << 16
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -37,49 +37,80 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise EvaluationError(f"{path} could not be written ({error.strerror}); what was there is kept: make room and "
-                              "call the same command again") from error  # fmt: skip
+        raise EvaluationError(
+            f"{path} could not be written ({error.strerror}); what was there is kept: make room and call the same "
+            "command again"
+        ) from error
 
 
-def open_folder(folder: Path, config: EvaluationConfig, questions: list[Question]) -> None:
-    """Make the folder, or check that it is of the same evaluation. ConfigError naming what differs."""
-    # as JSON reads it back
-    identity = json.loads(json.dumps({"settings": config.identity(), "questions": _described(questions)}))
+def weights_fingerprint(model: Path) -> str:
+    """Of the sizes and of up to 64 blocks of 64 KiB of each weight file: another checkpoint under the same path shows,
+    and a model of any size takes no time to read. Raises ConfigError where there are no weights."""
+    files = sorted(model.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"model {model} holds no .safetensors file: give a Hugging Face folder")
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for block in range(FINGERPRINT_BLOCKS):
+                file.seek(block * size // FINGERPRINT_BLOCKS)
+                digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def open_folder(folder: Path, config: EvaluationConfig, questions: list[Question], *, weights: str) -> None:
+    """Make the folder, or check that it is of the same evaluation; `weights` is their fingerprint.
+
+    Raises ConfigError naming what differs, before anything is written.
+    """
+    settings = config.identity() | {"weights": weights}
+    identity = {"settings": settings, "questions": [_described(question) for question in questions]}
+    identity = json.loads(json.dumps(identity))  # as it is read back
     if (folder / IDENTITY).is_file():
-        before = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
-        if before != identity:
-            changed = [k for k in identity["settings"] if before["settings"].get(k) != identity["settings"][k]]
-            raise ConfigError(
-                f"{folder} holds an evaluation with other {', '.join(changed) or 'questions'}: give another --folder, or "
-                "restore the settings to go on with it"
-            )
-    elif folder.exists() and any(folder.glob(SAMPLES)):
-        raise ConfigError(f"{folder} holds {SAMPLES} of something else: give another --folder")
+        _check_same(folder, json.loads((folder / IDENTITY).read_text(encoding="utf-8")), identity)
+    elif folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} holds something else than an evaluation: give another --folder")
     folder.mkdir(parents=True, exist_ok=True)
-    full = [d | {"prompt": q.prompt, "ground_truth": q.ground_truth} for d, q in zip(_described(questions), questions, strict=True)]
-    write_whole(folder / QUESTIONS, json.dumps(full, ensure_ascii=False, indent=1))
+    contents = [_described(q) | {"prompt": q.prompt, "ground_truth": q.ground_truth} for q in questions]
+    write_whole(folder / QUESTIONS, json.dumps(contents, ensure_ascii=False, indent=1))
     write_whole(folder / SETTINGS, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     write_whole(folder / IDENTITY, json.dumps(identity))
 
 
-def _described(questions: list[Question]) -> list[dict[str, str]]:
-    return [{"benchmark": q.benchmark, "id": q.id, "prompt_hash": q.prompt_hash} for q in questions]
+def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    if before == now:
+        return
+    changed = [key for key, value in now["settings"].items() if before["settings"].get(key) != value]
+    raise ConfigError(
+        f"{folder} holds an evaluation with other {', '.join(changed) or 'questions'}: give another --folder, or "
+        "restore what changed to go on with it"
+    )
+
+
+def _described(question: Question) -> dict[str, str]:
+    return {"benchmark": question.benchmark, "id": question.id, "prompt_hash": question.prompt_hash}
 
 
 def read_questions(folder: Path) -> list[dict[str, str]]:
     """benchmark, id, prompt_hash, prompt, ground_truth of each question. ConfigError where it is no evaluation."""
-    if not (folder / QUESTIONS).is_file():
-        raise ConfigError(f"{folder} holds no {QUESTIONS}: it is not the folder of an evaluation")
-    return json.loads((folder / QUESTIONS).read_text(encoding="utf-8"))
+    path = folder / QUESTIONS
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder} holds no {QUESTIONS}: it is not the folder of an evaluation") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error}); restore the file") from error
 
 
 def read_samples(folder: Path) -> dict[Key, Sample]:
-    """Finished samples. ConfigError for a damaged file."""
+    """Finished samples; none where there is no file. ConfigError for a damaged one."""
     path = folder / SAMPLES
     try:
         return {(r["benchmark"], r["question"], r["sample"]): r for r in (read_jsonl(path) if path.is_file() else ())}
-    except RecordFileError as error:
-        raise ConfigError(str(error)) from error
+    except (RecordFileError, KeyError) as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 class SampleFile:
@@ -93,12 +124,14 @@ class SampleFile:
         try:
             self._file.append([sample])
         except OSError as error:
-            raise EvaluationError(f"{error}; all finished samples are kept: make room and call the same command again") from error
+            raise EvaluationError(
+                f"{error}; all finished samples are kept: make room and call the same command again"
+            ) from error
 
     def close(self) -> None:
         self._file.close()
 
 
-def replace_samples(folder: Path, samples: list[Sample]) -> None:
-    """All samples anew, graded."""
+def replace_samples(folder: Path, samples: Iterable[Sample]) -> None:
+    """All samples anew, graded. EvaluationError, with the file as it was, when the disk refuses."""
     write_whole(folder / SAMPLES, "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))

@@ -12,6 +12,7 @@ from rich.table import Table
 from pyrl.analysis.records import load_runs
 from pyrl.analysis.report import compare, write_report
 from pyrl.config import ConfigError, KLCov, LossConfig, PPOClip, RunConfig, load_tree, parse_config
+from pyrl.data.tokenizer import load_tokenizer
 from pyrl.evaluation.held_out import HEADINGS, compare_held_out
 from pyrl.learner.learner import Learner
 from pyrl.learner.parallel import destroy_parallel, init_parallel
@@ -21,7 +22,7 @@ from pyrl.rollout.server import ServerPool
 from pyrl.run_folder import LOCK, locked
 from pyrl.stages.supervised import fine_tune, load_demonstrations
 from pyrl.telemetry.progress import StepProgress
-from pyrl.trainer import load_tokenizer, train
+from pyrl.trainer import train
 
 TRAIN_PROMPTS, VALIDATION_PROMPTS, DEMONSTRATIONS = 360, 120, 102_400
 SUPERVISED_STEPS, SUPERVISED_BATCH, SUPERVISED_LR = 400, 256, 1e-3

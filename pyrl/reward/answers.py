@@ -99,3 +99,26 @@ def normalise(answer: str) -> str:
 def as_integer(normalised: str) -> int | None:
     """The value of plain ASCII digits with an optional sign; None for anything else, or more than 1000 digits."""
     return int(normalised) if len(normalised) <= 1000 and _INTEGER.fullmatch(normalised) else None
+
+
+def mathd_form(text: str) -> str:
+    """The normal form of Hendrycks' MATH (arXiv 2103.03874): coarser than `normalise`, as units and percent go."""
+    text = without_text(text.strip()).replace("\n", "").replace(r"\!", "").replace("\\\\", "\\")
+    text = re.sub(r"\\[td]frac", r"\\frac", text)
+    text = re.sub(r"\\left|\\right|\^\{\\circ\}|\^\\circ|\\\$", "", text)
+    text = re.split(r"\\text\{ ", text)[0]  # units
+    text = re.sub(r"\\?%", "", text)
+    text = re.sub(r"(^|[ {])\.", r"\g<1>0.", text)
+    left, equals, right = text.partition("=")
+    text = right if equals and len(left) <= 2 and "=" not in right else text
+    text = re.sub(r"\\sqrt([^{\s])", r"\\sqrt{\1}", text).replace(" ", "")
+    text = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\frac([^{])\{", r"\\frac{\1}{", text)
+    text = r"\frac{1}{2}" if text == "0.5" else text
+    return re.sub(r"^(-?[0-9]+)/(-?[0-9]+)$", r"\\frac{\1}{\2}", text)
+
+
+def without_text(text: str) -> str:
+    r"""What stands in a `\text{}` around all of it."""
+    inner = re.fullmatch(r"\\text\{(.+?)\}", text, re.DOTALL)
+    return inner.group(1).strip() if inner else text

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from pyrl.reward.answers import strip_wrappers
+from pyrl.reward.answers import mathd_form, strip_wrappers, without_text
 from pyrl.reward.latex import parse
 from pyrl.reward.size_limits import OverLimitError, check_text, check_tree
 from pyrl.reward.tasks import (
@@ -41,7 +41,7 @@ def grade(response: str, ground_truth: str) -> RawVerdict:
     answer = _last_box(response)
     if answer is None:
         return "wrong", NO_ANSWER, None
-    if _mathd(answer) == _mathd(truth):
+    if mathd_form(answer) == mathd_form(truth):
         return "right", EQUAL, answer
     try:
         check_text(truth)
@@ -68,31 +68,9 @@ def _last_box(text: str) -> str | None:
     return None
 
 
-def _mathd(text: str) -> str:
-    """Hendrycks' normal form."""
-    text = _without_text(text.strip()).replace("\n", "").replace(r"\!", "").replace("\\\\", "\\")
-    text = re.sub(r"\\[td]frac", r"\\frac", text)
-    text = re.sub(r"\\left|\\right|\^\{\\circ\}|\^\\circ|\\\$", "", text)
-    text = re.split(r"\\text\{ ", text)[0]  # units
-    text = re.sub(r"\\?%", "", text)
-    text = re.sub(r"(^|[ {])\.", r"\g<1>0.", text)
-    left, equals, right = text.partition("=")
-    text = right if equals and len(left) <= 2 and "=" not in right else text
-    text = re.sub(r"\\sqrt([^{\s])", r"\\sqrt{\1}", text).replace(" ", "")
-    text = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\frac([^{])\{", r"\\frac{\1}{", text)
-    text = r"\frac{1}{2}" if text == "0.5" else text
-    return re.sub(r"^(-?[0-9]+)/(-?[0-9]+)$", r"\\frac{\1}{\2}", text)
-
-
-def _without_text(text: str) -> str:
-    inner = re.fullmatch(r"\\text\{(.+?)\}", text, re.DOTALL)
-    return inner.group(1).strip() if inner else text
-
-
 def _plain(text: str) -> str:
     r"""PRM800K's normal form: units and typography dropped, `\frac{a}{b}` as (a)/(b), lower case, no blanks."""
-    text = _without_text(text.strip())
+    text = without_text(text.strip())
     text = re.sub(r"\\?[%$]", "", text).replace(" or ", " , ").replace(" and ", " , ")
     for word, power in _MAGNITUDES.items():
         text = text.replace(word, f"*10^{power}")

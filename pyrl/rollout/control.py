@@ -46,6 +46,10 @@ class EngineControl:
         """Policy version of the weights the engine holds; `MODEL_FOLDER_VERSION` before the first update."""
         return vllm.parse_version(self._call("GET", vllm.WEIGHT_INFO)["weight_version"])
 
+    def served_model(self) -> tuple[str, int]:
+        """Name or folder of the model that the server was started with, and its longest prompt and response, tokens."""
+        return vllm.parse_served_model(self._call("GET", vllm.MODELS))
+
     def pause(self, mode: Literal["wait", "keep", "abort"] = "wait") -> None:
         """Stop scheduling. `wait` returns when requests in flight are done, `keep` freezes them."""
         self._call("POST", vllm.PAUSE, params={"mode": mode})

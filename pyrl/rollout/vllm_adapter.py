@@ -23,7 +23,7 @@ WEIGHT_BACKENDS: dict[str, str] = {"shm": "pyrl_shm", "ipc": "ipc", "nccl": "ncc
 MODEL_FOLDER_VERSION = -1
 """Policy version of a server that was never synced: the weights are those of its model folder."""
 
-GENERATE, HEALTH, LOAD = "/inference/v1/generate", "/health", "/load"
+GENERATE, HEALTH, LOAD, MODELS = "/inference/v1/generate", "/health", "/load", "/v1/models"
 PAUSE, RESUME, IS_PAUSED = "/pause", "/resume", "/is_paused"
 INIT_TRANSFER, SHUTDOWN_TRANSFER = "/init_weight_transfer_engine", "/shutdown_weight_transfer_engine"
 START_UPDATE, UPDATE, FINISH_UPDATE = "/start_weight_update", "/update_weights", "/finish_weight_update"
@@ -133,6 +133,12 @@ def server_environment(settings: ServerSettings) -> dict[str, str]:
 def server_threads(setting: int | None) -> int:
     """OMP threads of a CPU server: `rollout.threads`, or all cores this process may use."""
     return setting or len(os.sched_getaffinity(0))
+
+
+def parse_served_model(payload: dict[str, Any]) -> tuple[str, int]:
+    """(model folder or name, max_model_len)"""
+    (card,) = (card for card in payload["data"] if card.get("parent") is None)
+    return card["root"], card["max_model_len"]
 
 
 def generate_body(

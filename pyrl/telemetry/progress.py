@@ -37,6 +37,7 @@ class StepProgress:
         shown: tuple[str, ...] = ("reward_mean", "entropy", "tokens_per_second"),
         console: Console | None = None,
         enabled: bool = True,
+        unit: str = "step",
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
@@ -46,7 +47,7 @@ class StepProgress:
         self.title, self.total, self._first, self._every = title, total, start + 1, every
         self._shown = tuple((name, text) for name, text in _SHOWN if name in shown)
         self._console = console or Console()
-        self._enabled = enabled
+        self._enabled, self._unit = enabled, unit
         self._live = enabled and self._console.is_terminal and not self._console.is_dumb_terminal
         self._times: deque[tuple[int, float]] = deque([(start, time.monotonic())], maxlen=RECENT_STEPS + 1)
         self._bar = Progress(
@@ -74,7 +75,7 @@ class StepProgress:
         if self._live:
             self._bar.update(self._task, completed=step, facts=facts)
         elif self._enabled and (step in (self._first, self.total) or step % self._every == 0):
-            self._print(f"{self.title}  step {step}/{self.total}  {facts}")
+            self._print(f"{self.title}  {self._unit} {step}/{self.total}  {facts}")
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -20,12 +20,13 @@ from pyrl import run_folder
 from pyrl.config import ConfigError, RunConfig, parse_config
 from pyrl.data.cursor import PromptCursor
 from pyrl.data.prompts import fingerprint, load_prompts
+from pyrl.data.tokenizer import load_tokenizer
 from pyrl.learner import checkpoint_store as store
 from pyrl.learner.parallel import destroy_parallel
 from pyrl.quickstart.model import write_model
 from pyrl.rollout import shared_folder
 from pyrl.run_folder import locked
-from pyrl.trainer import load_tokenizer, train
+from pyrl.trainer import train
 from tests.ops.gloo import run_on_ranks
 
 PROMPTS = 6

@@ -11,23 +11,25 @@ from typing import Any
 from aiohttp import web
 
 Body = dict[str, Any]
-Script = Callable[[Body, int], tuple[int, Body | str]]
+Script = Callable[[Body, int], tuple[int, Body | str | bytes]]
 """(request body, how many generate requests came before) -> (status, answer)"""
 
 
-def answer(body: Body, *, version: str = "0", finish_reason: str = "stop") -> Body:
-    """What the generate route returns: sample i is the tokens (seed + i) mod 100, 1."""
+def answer(
+    body: Body, *, version: str = "0", finish_reason: str = "stop", tokens: list[int] | None = None
+) -> Body:
+    """What the generate route returns: sample i is `tokens`, or (seed + i) mod 100, 1."""
     seed, samples = body["sampling_params"]["seed"], body["sampling_params"]["n"]
     choices = []
     for i in reversed(range(samples)):  # vLLM promises no order
-        tokens = [(seed + i) % 100, 1]
+        sampled = tokens or [(seed + i) % 100, 1]
         choices.append(
             {
                 "index": i,
-                "token_ids": tokens,
+                "token_ids": sampled,
                 "finish_reason": finish_reason,
-                "logprobs": {"content": [{"token_id": t, "logprob": -0.5} for t in tokens]},
-                "weight_versions": [{"version": version, "start": 0, "end": 2}],
+                "logprobs": {"content": [{"token_id": t, "logprob": -0.5} for t in sampled]},
+                "weight_versions": [{"version": version, "start": 0, "end": len(sampled)}],
             }
         )
     return {"choices": choices}
@@ -43,6 +45,7 @@ class FakeVLLM:
         self.calls: list[tuple[str, Body | None]] = []
         self.queries: list[dict[str, str]] = []
         """Query parameters of each call."""
+        self.model, self.max_model_len = "model", 4096
         self.delay = 0.0
         self.slots: asyncio.Semaphore | None = None
         """How many requests are served at a time; None: all."""
@@ -98,6 +101,8 @@ class FakeVLLM:
             async with self.slots or contextlib.nullcontext():
                 await asyncio.sleep(self.delay)
             status, payload = self.script(body, count)
+            if isinstance(payload, bytes):
+                return web.Response(body=payload, status=status, content_type="application/json")
             return web.json_response(payload, status=status)
         finally:
             self._load -= 1
@@ -109,6 +114,8 @@ class FakeVLLM:
         self.queries.append(dict(request.query))
         if path in self.fail:
             return web.Response(status=500, text=self.fail[path])
+        if path == "/v1/models":
+            return web.json_response({"data": [{"id": "m", "root": self.model, "max_model_len": self.max_model_len}]})
         if path == "/finish_weight_update":
             self.version = body["weight_version"]
         if path == "/pause":

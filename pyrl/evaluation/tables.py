@@ -1,0 +1,70 @@
+"""What `pyrl evaluate` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from pyrl.evaluation import published
+from pyrl.evaluation.scores import compare_folders
+from pyrl.evaluation.statistics import Comparison
+
+
+def score_table(scores: dict[str, Any]) -> Table:
+    """For the terminal: a row a benchmark, then the means, then the paper's scores."""
+    table = Table(title=scores["model"], caption="fractions, 95% intervals by question")
+    for heading in ("", "avg@k", "95%", "pass@k", "maj@k", "truncated", "unjudged", "questions x k", "note"):
+        table.add_column(heading)
+    for name, b in scores["benchmarks"].items():
+        best = {m: list(b[m].values())[-1]["mean"] if b[m] else None for m in ("pass_at_k", "maj_at_k")}
+        table.add_row(
+            name, _number(b["avg_at_k"]["mean"]), _interval(b["avg_at_k"]), *map(_number, best.values()),
+            _number(b["truncated"]), _number(b["unjudged"]), f"{b['questions']} x {b['samples']}",
+            "; ".join(filter(None, [b["note"], "first questions only" if b["partial"] else ""])),
+        )  # fmt: skip
+    means = scores["means"]
+    comparable = "as the paper's Avg" if means["over_rows_comparable_with_paper"] else "not comparable with the paper's"
+    table.add_row("mean of benchmarks", _number(means["of_benchmarks"]))
+    table.add_row("mean over rows", _number(means["over_rows"]), *[""] * 6, comparable)
+    return table
+
+
+def published_table(scores: dict[str, Any]) -> Table | None:
+    """The paper's scores of the columns that were evaluated; None without any."""
+    columns = [b["column"] for b in scores["benchmarks"].values() if b["column"] in published.COLUMNS]
+    if not columns:
+        return None
+    table = Table(title=f"for orientation: {published.SOURCE}")
+    for heading in ("", *columns):
+        table.add_column(heading)
+    for model, by_column in published.SCORES.items():
+        table.add_row(model, *(_number(by_column[column]) for column in columns))
+    return table
+
+
+def comparison_table(first: Path, second: Path) -> Table:
+    """Paired differences of two folders, second minus first."""
+    table = Table(title=f"{second} - {first}", caption="bootstrap interval by question; two-sided sign-flip test")
+    for heading in ("", "difference", "95%", "p", "questions", ""):
+        table.add_column(heading)
+    for name, found in compare_folders(first, second).items():
+        if isinstance(found, Comparison):
+            said = "within noise" if found.within_noise else "better" if found.difference > 0 else "worse"
+            table.add_row(
+                name, f"{found.difference:+.3f}", f"{found.low:+.3f} to {found.high:+.3f}", f"{found.p:.2g}",
+                str(found.questions), said,
+            )  # fmt: skip
+        else:
+            table.add_row(name, *[""] * 4, escape(found))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(score: dict[str, float | None]) -> str:
+    return "-" if score["low"] is None else f"{score['low']:.3f} to {score['high']:.3f}"

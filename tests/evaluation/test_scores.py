@@ -1,0 +1,143 @@
+"""scores.json against scipy, brute force over draws, and numbers by hand."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pyrl.config import ConfigError
+from pyrl.evaluation import published
+from pyrl.evaluation.scores import compare_folders, means, score_benchmark, with_interval
+from pyrl.evaluation.statistics import Comparison
+
+SAMPLES = 5
+RIGHT, WRONG, UNJUDGED = "right", "wrong", "unjudged"
+
+
+def sample(question: int, number: int, verdict: str, extracted: str | None = "1", **changes: Any) -> dict[str, Any]:
+    return {
+        "step": 0, "benchmark": "set", "question": f"q{question}", "sample": number, "verdict": verdict,
+        "extracted": extracted, "text": "so 1", "tokens": 10, "finish_reason": "stop",
+    } | changes  # fmt: skip
+
+
+def drawn(questions: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+    rng = np.random.default_rng(seed)
+    return {
+        f"q{q}": [
+            sample(q, n, RIGHT if rng.random() < (q + 1) / (questions + 1) else WRONG, str(rng.integers(0, 3)))
+            for n in range(SAMPLES)
+        ]
+        for q in range(questions)
+    }
+
+
+def matrix(questions: dict[str, list[dict[str, Any]]]) -> np.ndarray:
+    return np.array([[s["verdict"] == RIGHT for s in own] for own in questions.values()])
+
+
+def test_statistics_agree_with_scipy_and_with_every_draw() -> None:
+    questions = drawn(9, seed=0)
+    found, right = score_benchmark(questions), matrix(questions)
+    t = stats.ttest_1samp(right.mean(1), 0).confidence_interval(0.95)
+    avg = found["avg_at_k"]
+    assert (avg["mean"], avg["low"], avg["high"]) == pytest.approx((right.mean(), max(0, t.low), min(1, t.high)))
+    assert list(found["pass_at_k"]) == ["1", "2", "4", "5"] == list(found["maj_at_k"])
+    for k in (1, 2, 4, 5):
+        picks = [list(pick) for pick in itertools.combinations(range(SAMPLES), k)]
+        draws = np.array([[row[pick].any() for pick in picks] for row in right])
+        assert found["pass_at_k"][str(k)] == pytest.approx(with_interval(draws.mean(1)))
+    assert (found["questions"], found["rows"], found["samples"]) == (9, 45, 5)
+
+
+def test_unjudged_samples_have_no_part_in_a_score() -> None:
+    questions = {
+        "q0": [sample(0, 0, RIGHT), sample(0, 1, UNJUDGED), sample(0, 2, RIGHT)],
+        "q1": [sample(1, 0, WRONG), sample(1, 1, WRONG), sample(1, 2, RIGHT)],
+        "q2": [sample(2, n, UNJUDGED) for n in range(3)],
+    }
+    found = score_benchmark(questions)
+    assert found["avg_at_k"]["mean"] == pytest.approx((1 + 1 / 3) / 2)
+    assert list(found["pass_at_k"]) == ["1", "2"]  # q0 has two
+    assert found["pass_at_k"]["2"]["mean"] == pytest.approx((1 + 2 / 3) / 2)
+    assert found["unjudged"] == pytest.approx(4 / 9) and found["questions_without_verdict"] == 1
+
+
+def test_a_benchmark_without_any_verdict_has_no_score() -> None:
+    found = score_benchmark({"q0": [sample(0, 0, UNJUDGED)]})
+    assert found["avg_at_k"] == {"mean": None, "low": None, "high": None} and found["pass_at_k"] == {}
+    assert score_benchmark({})["unjudged"] is None
+
+
+def test_shares_of_truncated_and_empty_responses() -> None:
+    questions = {"q0": [sample(0, 0, WRONG, finish_reason="length", tokens=30), sample(0, 1, WRONG, None, text=" \n")]}
+    found = score_benchmark(questions)
+    assert (found["truncated"], found["empty"], found["tokens_mean"]) == (0.5, 0.5, 20.0)
+
+
+def test_forms_of_one_answer_vote_together() -> None:
+    answers = ["1/2", r"\frac{1}{2}", "3", "4", None]
+    questions = {"q0": [sample(0, n, RIGHT if n < 2 else WRONG, answer) for n, answer in enumerate(answers)]}
+    assert score_benchmark(questions)["maj_at_k"]["5"]["mean"] == 1.0
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_questions_that_are_all_alike_still_leave_an_interval(value: float) -> None:
+    found = with_interval([value] * 30)
+    width = 1 - 0.025 ** (1 / 30)  # Clopper and Pearson's, in closed form
+    assert (found["low"], found["high"]) == pytest.approx((0.0, width) if value == 0 else (1 - width, 1.0))
+
+
+def test_the_mean_over_rows_reproduces_the_papers_average() -> None:
+    """Of its Table 2, from the rows that each column has; the plain mean is another number."""
+    printed = {"Qwen2.5-7B GRPO": 38.6, "Qwen2.5-7B KL-Cov": 40.6, "Qwen2.5-32B GRPO": 45.8, "Qwen2.5-32B KL-Cov": 52.2}
+    for model, average in printed.items():
+        benchmarks = {
+            name: {"avg_at_k": {"mean": published.SCORES[model][name]}, "rows": published.ROWS[name], "column": name}
+            for name in published.COLUMNS
+        }
+        found = means(benchmarks)
+        assert found["over_rows_comparable_with_paper"]
+        assert 100 * found["over_rows"] == pytest.approx(average, abs=0.1), model  # columns and average are rounded
+        assert found["of_benchmarks"] != pytest.approx(found["over_rows"], abs=1e-4)
+        benchmarks["AMC"]["rows"] = 40 * 32
+        assert not means(benchmarks)["over_rows_comparable_with_paper"]
+        del benchmarks["AMC"]
+        assert not means(benchmarks)["over_rows_comparable_with_paper"]
+
+
+def write(folder: Path, questions: dict[str, list[dict[str, Any]]]) -> Path:
+    folder.mkdir()
+    rows = [s for own in questions.values() for s in own]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_folders_are_compared_by_question(tmp_path: Path) -> None:
+    one, other = drawn(40, seed=1), drawn(40, seed=2)
+    for own in other.values():
+        own[0]["verdict"] = RIGHT
+    found = compare_folders(write(tmp_path / "a", one), write(tmp_path / "b", other))["set"]
+    assert isinstance(found, Comparison)
+    differences = matrix(other).mean(1) - matrix(one).mean(1)
+    assert found.difference == pytest.approx(differences.mean()) and found.questions == 40
+    reference = stats.permutation_test((differences,), np.mean, permutation_type="samples", rng=3)
+    assert found.p == pytest.approx(reference.pvalue, abs=0.02)
+
+
+def test_folders_that_do_not_match_are_not_compared(tmp_path: Path) -> None:
+    one = write(tmp_path / "a", drawn(3, seed=1))
+    more = write(tmp_path / "b", drawn(4, seed=1))
+    assert "1 questions are in one folder alone, q3" in compare_folders(one, more)["set"]
+    few = {"q0": [sample(0, 0, RIGHT)], "q1": [sample(1, 0, UNJUDGED)]}
+    lacking = compare_folders(write(tmp_path / "c", few), write(tmp_path / "d", few))["set"]
+    assert "1 questions were judged on both sides" in lacking
+    other_set = write(tmp_path / "e", {"q0": [sample(0, 0, RIGHT, benchmark="other")]})
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        compare_folders(one, other_set)
