@@ -1,0 +1,86 @@
+"""`pyrl evaluate` as a user runs it, with its own vLLM server: killed, called again, equal to the unbroken one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pyrl.evaluation.store import Sample, read_samples
+from pyrl.quickstart.model import write_model
+from pyrl.quickstart.task import write_task
+
+SAMPLES, ROWS = 8, 40
+LINES_BEFORE_THE_KILL = 20
+DEADLINE_SECONDS = 300.0
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_model(folder / "model", seed=0)
+    write_task(folder / "data", seed=0, train=ROWS, validation=10, demonstrations=10)
+    benchmark = {"source": "train.jsonl", "samples": SAMPLES, "temperature": 1.0, "max_tokens": 40,
+                 "template": "plain", "grader": "countdown"}  # fmt: skip
+    tree = {
+        "model": str(folder / "model"),
+        "data_dir": str(folder / "data"),
+        "benchmarks": {"sums": benchmark},
+        "server": {"dtype": "fp32", "threads": 1, "max_num_seqs": 8},
+    }
+    path = folder / "sums.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def start(config: Path, folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pyrl", "evaluate", str(config), "--folder", str(folder)]
+    with (config.parent / f"{folder.name}.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def finish(config: Path, folder: Path) -> dict[str, Any]:
+    process = start(config, folder)
+    assert process.wait(DEADLINE_SECONDS) == 0, (config.parent / f"{folder.name}.log").read_text()[-3000:]
+    return json.loads((folder / "scores.json").read_text())
+
+
+def lines(folder: Path) -> int:
+    path = folder / "samples.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def texts(samples: dict[Any, Sample]) -> dict[Any, tuple[str, str]]:
+    return {key: (row["text"], row["verdict"]) for key, row in samples.items()}
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_and_ends_as_the_unbroken_one(config: Path) -> None:
+    whole, broken = config.parent / "whole", config.parent / "broken"
+    scores = finish(config, whole)
+    process, deadline = start(config, broken), time.monotonic() + DEADLINE_SECONDS
+    while lines(broken) < LINES_BEFORE_THE_KILL:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = read_samples(broken)
+    assert LINES_BEFORE_THE_KILL <= len(before) < ROWS * SAMPLES
+    assert not (broken / "scores.json").exists()
+
+    assert finish(config, broken) == scores
+    after = read_samples(broken)
+    assert {key: after[key]["text"] for key in before} == {key: row["text"] for key, row in before.items()}
+    assert texts(after) == texts(read_samples(whole)) and len(after) == ROWS * SAMPLES
+    assert len({text for text, _ in texts(after).values()}) > SAMPLES
+    assert (broken / "report.html").read_text().count("<details data-") == (whole / "report.html").read_text().count(
+        "<details data-"
+    )
