@@ -68,13 +68,22 @@ def doctor() -> None:
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="A GGUF file, a folder with one, or package:NAME.")],
+    source: Annotated[
+        str, typer.Argument(help="A run's checkpoint folder, a GGUF file, a folder with one, or package:NAME.")
+    ],
     destination: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
 ) -> None:
-    """Convert GGUF weights to a Hugging Face folder."""
-    from pyrl.weights.convert import convert_checkpoint
+    """Convert a checkpoint of a run, or GGUF weights, to a Hugging Face folder."""
+    from pyrl.learner.checkpoint_store import MANIFEST
 
-    convert_checkpoint(source, destination)
+    if (Path(source) / MANIFEST).is_file():
+        from pyrl.learner.export import export_checkpoint
+
+        export_checkpoint(Path(source), destination)
+    else:
+        from pyrl.weights.convert import convert_checkpoint
+
+        convert_checkpoint(source, destination)
 
 
 @app.command()

@@ -181,5 +181,10 @@ def differences(one: Path, other: Path) -> list[str]:
         found += [f"step {a['step']} {k}: {a.get(k)} / {b.get(k)}" for k in names if a.get(k) != b.get(k)]
     if (one / "samples.jsonl").read_bytes() != (other / "samples.jsonl").read_bytes():
         found.append("samples.jsonl")
-    weights, others = (load_file(folder / "final" / "model.safetensors") for folder in (one, other))
-    return found + [name for name in weights if not weights[name].equal(others[name])]
+    return found if same_weights(one / "final", other / "final") else [*found, "weights"]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two model folders hold the same bits under the same names."""
+    weights, others = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return weights.keys() == others.keys() and all(weights[name].equal(others[name]) for name in weights)

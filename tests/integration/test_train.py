@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pyrl.quickstart.task import SOURCE
-from tests.run_job import Job, differences, records, rows
+from tests.run_job import Job, differences, records, rows, same_weights
 
 
 def kill_when(job: Job, folder: Path, condition, *overrides: str) -> None:
@@ -47,6 +48,15 @@ def test_a_run_leaves_what_it_promises(job: Job, unbroken: Path) -> None:
     assert list(unbroken.glob("events.out.tfevents.*")) and (unbroken / "config.yaml").exists()
     assert "<svg" in (unbroken / "report.html").read_text()
     assert not (unbroken / "superseded").exists()
+
+
+def test_a_checkpoint_becomes_the_models_folder_that_the_run_wrote(unbroken: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pyrl", "convert", str(unbroken / "checkpoints" / "step_000005")]
+    subprocess.run([*command, str(tmp_path / "model")], check=True, capture_output=True)
+    assert same_weights(tmp_path / "model", unbroken / "final")
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").eos_token_id == 0
+    again = subprocess.run([*command, str(tmp_path / "model")], capture_output=True, text=True)
+    assert again.returncode == 2 and "exists: remove it or name another folder" in again.stderr
 
 
 def test_the_same_seed_twice_is_equal(job: Job, unbroken: Path) -> None:

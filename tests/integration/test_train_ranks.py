@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.killing import check_records, disturb, interrupt, steps_done
-from tests.run_job import STEPS, Job, differences, rows, served_job
+from tests.run_job import STEPS, Job, differences, rows, same_weights, served_job
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,11 @@ def test_tensor_and_pipeline_ranks_train_and_resume_as_one_replica(job: Job, unb
     for name in ("entropy", "covariance_mean", "grad_norm"):
         assert recorded[0][name] == pytest.approx(data_parallel[0][name], rel=1e-4), name
     assert {sample["step"] for sample in rows(folder, "samples.jsonl")} == {1, 2}
+
+    model = job.folder / "tp2-pp2-model"  # written by one process that holds all of it
+    export = [sys.executable, "-m", "pyrl", "convert", str(folder / "checkpoints/step_000002"), str(model)]
+    subprocess.run(export, check=True, capture_output=True)
+    assert same_weights(model, folder / "final")
 
     again = job.folder / "tp2-pp2-again"
     shutil.copytree(folder, again)
