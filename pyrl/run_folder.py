@@ -26,6 +26,7 @@ RESUMABLE_CHANGES = (
     "steps",
     "checkpoint",
     "validation",
+    "evaluation",
     "instruments.entropy_change_every",
     "data.validation_path",
     "reward.workers",

@@ -28,6 +28,8 @@ from pyrl.config import ConfigError, RunConfig
 from pyrl.data.cursor import PromptCursor
 from pyrl.data.prompts import fingerprint, load_prompts
 from pyrl.data.tokenizer import load_tokenizer
+from pyrl.evaluation.benchmarks import Question
+from pyrl.evaluation.config import EvaluationConfig
 from pyrl.learner.checkpoint import load_checkpoint, save_checkpoint
 from pyrl.learner.checkpoint_store import set_aside_from
 from pyrl.learner.learner import Learner
@@ -40,6 +42,7 @@ from pyrl.stages.assignment import check_head_dim, check_length, check_servers, 
 from pyrl.stages.collect import Collector
 from pyrl.stages.determinism import check_deterministic, check_part_counts, part_counts
 from pyrl.stages.engines import Engines
+from pyrl.stages.evaluate import PeriodicEvaluation, load_settings
 from pyrl.stages.exchange import broadcast_from_rank_zero, gather_from_every_rank
 from pyrl.stages.improve import PolicyImprover
 from pyrl.stages.selected_sample import selected_row
@@ -101,6 +104,7 @@ class Run:
     collector: Collector
     improver: PolicyImprover
     validator: Validator
+    evaluation: PeriodicEvaluation | None
     prompts: list[Prompt]
     cursor: PromptCursor
     recorder: RunRecorder | None
@@ -151,6 +155,9 @@ class Run:
             collector=collector,
             improver=PolicyImprover(config, learner, parallel, timers),
             validator=Validator(config.validation, inputs.held_out, collector, timers, last_step=config.steps),
+            evaluation=_open_evaluation(
+                inputs, folder, stack, engines=engines, parallel=parallel, tokenizer=tokenizer, timers=timers
+            ),
             prompts=inputs.prompts,
             cursor=inputs.cursor(config),
             recorder=stack.enter_context(RunRecorder(folder)) if parallel.rank == 0 else None,
@@ -171,6 +178,8 @@ class Run:
         if self.step == 0 and self.config.validation.every:
             record = {"step": 0, "policy_version": 0, "gradient_step": 0} | self._validate()
             self._write(record | self.timers.collect())
+        if self.step == 0 and self.evaluation is not None:
+            self.evaluation.evaluate(0)
         self.timers.collect()  # what it took to start belongs to no step
 
     def advance(self) -> StepRecord:
@@ -196,6 +205,10 @@ class Run:
         record |= self.fits.add(record)
         if self._due(self.config.validation.every):
             record |= self._validate()
+        if self.evaluation is not None:
+            if self._due(self.config.evaluation.every):
+                self.evaluation.evaluate(step)
+            record |= self.evaluation.scored()
         record |= self.timers.collect()
         record["tokens_per_second"] = record["response_tokens"] / record["seconds_step"]
         samples = [
@@ -254,6 +267,8 @@ class Run:
             self.fits.load_state_dict(state["fits"])
             self.control.load_state_dict(state["entropy_control"])
             log.info("resumed from %s after step %d", point.checkpoint, self.step)
+        if self.evaluation is not None:
+            self.evaluation.resume(self.step if point is not None else -1)
         if self.recorder is None:
             return
         set_aside_from(self.folder / CHECKPOINTS, self.step + 1)
@@ -301,6 +316,7 @@ class Inputs:
     held_out: list[Prompt]
     fingerprint: str
     """Of `prompts`."""
+    evaluation: tuple[EvaluationConfig, list[Question]] | None
 
     @classmethod
     def read(cls, config: RunConfig, parallel: Parallel) -> Inputs:
@@ -314,7 +330,7 @@ class Inputs:
         check_length(config, policy.max_positions)
         held_out = load_prompts(config.data, tokenizer, validation=True) if config.data.validation_path else []
         prompts = load_prompts(config.data, tokenizer)
-        return cls(tokenizer, prompts, held_out, fingerprint(prompts))
+        return cls(tokenizer, prompts, held_out, fingerprint(prompts), load_settings(config, tokenizer))
 
     def cursor(self, config: RunConfig) -> PromptCursor:
         """Before the first prompt."""
@@ -332,6 +348,16 @@ class Inputs:
             self.cursor(config).load_state_dict(point.state["cursor"])
             check_part_counts(config, point.checkpoint, point.state, counts)
         return point
+
+
+def _open_evaluation(
+    inputs: Inputs, folder: Path, stack: contextlib.ExitStack, **parts: Any
+) -> PeriodicEvaluation | None:
+    if inputs.evaluation is None:
+        return None
+    evaluation = PeriodicEvaluation(*inputs.evaluation, folder, **parts)
+    stack.callback(evaluation.close)
+    return evaluation
 
 
 def refuse_together(work: Callable[[], T], parallel: Parallel) -> T:

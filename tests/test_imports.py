@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "quickstart": {"trainer", "run_folder", "analysis", "evaluation", *STAGES},
     "trainer": {"evaluation", "run_folder", *STAGES},
     "run_folder": {"learner"},
-    "stages": {"ops", *STAGES},
+    "stages": {"evaluation", "ops", *STAGES},
     "evaluation": {"rollout", "reward", "data", "ops"},
     "learner": {"algorithms", "ops", "weights"},
     "weights": {"learner", "rollout"},

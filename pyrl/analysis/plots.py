@@ -33,6 +33,7 @@ PHASE_COLOURS = {
     "sync": "#e58f65",
     "checkpoint": "#d79bc0",
     "validation": "#c9cf5b",
+    "evaluation": "#8f7bc4",
     "other": "#a9b1ba",
 }
 ON_PHASE = "#10151a"

@@ -12,6 +12,7 @@ from pyrl.config.method import AlgorithmConfig, ClipCov, ControlConfig, KLCov, L
 from pyrl.config.sections import (
     CheckpointConfig,
     DataConfig,
+    EvaluationDuringConfig,
     InstrumentsConfig,
     ModelConfig,
     OptimizerConfig,
@@ -40,6 +41,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
     validation: ValidationConfig = ValidationConfig()
+    evaluation: EvaluationDuringConfig = EvaluationDuringConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     instruments: InstrumentsConfig = InstrumentsConfig()
     entropy_control: ControlConfig | None = None

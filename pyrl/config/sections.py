@@ -168,6 +168,23 @@ class ValidationConfig(Section):
     max_prompts: PositiveInt = 256
 
 
+class EvaluationDuringConfig(Section):
+    """`pyrl evaluate` on the run's own policy, with the run's own servers."""
+
+    every: Annotated[Integer, Field(ge=0)] = 0
+    """Steps between evaluations, which also come before the first and after the last step. 0: never."""
+    config: Path | None = None
+    """Benchmarks, as for `pyrl evaluate` (`configs/eval/`). Its `model` and `server` have no part here."""
+    overrides: tuple[str, ...] = ()
+    """`key=value` for it, as `benchmarks.aime24.samples=8`."""
+
+    @model_validator(mode="after")
+    def _has_benchmarks(self) -> EvaluationDuringConfig:
+        if self.every and self.config is None:
+            raise ValueError("evaluation.every without evaluation.config: give one of configs/eval/")
+        return self
+
+
 class CheckpointConfig(Section):
     every: Annotated[Integer, Field(ge=0)] = 0
     """Steps between checkpoints; the last step is saved too. 0: never."""

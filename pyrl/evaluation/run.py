@@ -27,6 +27,11 @@ def run_evaluation(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
     questions = load_benchmarks(config, tokenizer)
     open_folder(folder, config, questions, weights=weights_fingerprint(config.model))
     generate_missing(config, folder, questions, tokenizer)
+    return grade_and_score(config, folder)
+
+
+def grade_and_score(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
+    """Grade what has no verdict yet and score everything; returns the scores."""
     grade_folder(config, folder)
     return _scored(config, folder)
 

@@ -126,7 +126,7 @@ def set_aside_from(root: Path, step: int) -> None:
     """Rename the checkpoints of `step` and later to `superseded_...`: no run resumes from them, and none is lost."""
     for folder in complete_checkpoints(root):
         if (step_of(folder) or 0) >= step:
-            _set_aside(folder)
+            set_aside(folder)
 
 
 def read_manifest(folder: Path | str) -> Manifest:
@@ -220,7 +220,8 @@ def _refusal(folder: Path, name: str, what: str) -> str:
     return f"checkpoint {folder} is damaged: {name} {what}. Restore that file, or remove the folder; {remedy}."
 
 
-def _set_aside(folder: Path) -> None:
+def set_aside(folder: Path) -> None:
+    """Rename it to `superseded_...`, beside what was set aside before."""
     count = 0
     while (target := folder.with_name(f"superseded_{folder.name}" + (f".{count}" if count else ""))).exists():
         count += 1

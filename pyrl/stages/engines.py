@@ -137,21 +137,11 @@ class Engines:
             self._compare_checksums(learner)
 
     def generate(self, job: GenerationJob) -> list[RolloutGroup]:
-        """The groups of this leader's prompts, in order; those that failed are left out. Other ranks get nothing.
-
-        Servers that were restarted and that nobody has given their weights yet get them here, and what they failed is
-        asked again.
-        """
-        results = self._ask(job, job.prompts)
-        for _ in range(0 if self._transfer.restores_servers else MAX_RESTORES):
-            lost = [i for i, result in enumerate(results) if result.error is not None]
-            if not self._restored(job, bool(lost)):
-                break
-            if lost and self._config.deterministic:  # what runs beside what must not depend on what was lost
-                lost = list(range(len(results)))
-            again = self._ask(job, [job.prompts[i] for i in lost])
-            for i, result in zip(lost, again, strict=True):
-                results[i] = result
+        """The groups of this leader's prompts, in order; those that failed are left out. Other ranks get nothing."""
+        requests = self._requests(job) if self._client is not None else []
+        results = self.draw(requests, step=job.step, policy_version=job.policy_version)
+        if not results:
+            return []
         return [
             RolloutGroup(prompt, list(result.completions))
             for (_, prompt), result in zip(job.prompts, results, strict=True)
@@ -167,11 +157,32 @@ class Engines:
         check = self._pool.raise_if_failed if self._pool is not None else None
         wait_for_leaders(self._parallel, self._config.rollout.timeout_seconds, step, check)
 
-    def _ask(self, job: GenerationJob, prompts: list[tuple[int, Prompt]]) -> list[GroupResult]:
-        if self._client is None or not prompts:
+    def draw(self, requests: list[GenerateRequest], *, step: int, policy_version: int) -> list[GroupResult]:
+        """The results of this leader's requests, in order; other ranks ask nothing.
+
+        Servers that were restarted and that nobody has given their weights yet get them here, and what they failed is
+        asked again.
+        """
+        results = self._ask(requests, policy_version)
+        for _ in range(0 if self._transfer.restores_servers else MAX_RESTORES):
+            lost = [i for i, result in enumerate(results) if result.error is not None]
+            if not self._restored(step, policy_version, bool(lost)):
+                break
+            if lost and self._config.deterministic:  # what runs beside what must not depend on what was lost
+                lost = list(range(len(results)))
+            again = self._ask([requests[i] for i in lost], policy_version)
+            for i, result in zip(lost, again, strict=True):
+                results[i] = result
+        return results
+
+    def _ask(self, requests: list[GenerateRequest], policy_version: int) -> list[GroupResult]:
+        if self._client is None or not requests:
             return []
+        return self._client.generate(requests, policy_version=policy_version)
+
+    def _requests(self, job: GenerationJob) -> list[GenerateRequest]:
         rollout = self._config.rollout
-        requests = [
+        return [
             GenerateRequest(
                 token_ids=prompt.token_ids,
                 samples=job.samples,
@@ -180,17 +191,16 @@ class Engines:
                 temperature=rollout.temperature,
                 top_p=rollout.top_p,
             )
-            for number, prompt in prompts
+            for number, prompt in job.prompts
         ]
-        return self._client.generate(requests, policy_version=job.policy_version)
 
-    def _restored(self, job: GenerationJob, failed: bool) -> bool:
+    def _restored(self, step: int, policy_version: int, failed: bool) -> bool:
         """Whether, after requests of some leader `failed`, a server lacked the policy's weights and holds them now."""
-        self.wait_for_leaders(job.step)
-        if not any(gather_from_every_rank(failed, self._parallel)) or self._transfer.all_hold(job.policy_version):
+        self.wait_for_leaders(step)
+        if not any(gather_from_every_rank(failed, self._parallel)) or self._transfer.all_hold(policy_version):
             return False
-        log.warning("a vLLM server was restarted: all are given weights of version %d again", job.policy_version)
-        self._transfer.sync(self._learner.hf_weights(), job.policy_version)
+        log.warning("a vLLM server was restarted: all are given weights of version %d again", policy_version)
+        self._transfer.sync(self._learner.hf_weights(), policy_version)
         return True
 
     def close(self) -> None:

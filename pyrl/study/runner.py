@@ -54,6 +54,8 @@ def is_done(run: PlannedRun) -> bool:
     if last is not None and path.is_file():
         before = RunConfig.model_validate(yaml.safe_load(path.read_text()))
         changed = changed_fields(before.model_dump(mode="json"), run.config.model_dump(mode="json"))
+        if last > run.config.steps:
+            changed.append("steps")  # fewer than it has; a run may be given more
         if changed:
             raise ConfigError(
                 f"{run.folder} holds a run with other settings of {', '.join(changed)}: restore them, give another "

@@ -22,7 +22,7 @@ DIFFICULTY_BINS = ("0", "(0, 0.25]", "(0.25, 0.5]", "(0.5, 0.75]", "(0.75, 1)", 
 ENTROPY_PREDICTORS = ("response_logp_adv", "response_logp_pi_adv", "token_logp_adv", "token_logp_pi_adv")
 """Covariances that predict the entropy change: of responses or of tokens; Cov(log pi, A) or Cov(log pi, pi A)."""
 
-PHASES = ("rollout", "reward", "score", "update", "instruments", "sync", "checkpoint", "validation")
+PHASES = ("rollout", "reward", "score", "update", "instruments", "sync", "checkpoint", "validation", "evaluation")
 """Disjoint parts of a step that are timed; what remains of `seconds_step` is the trainer's own work."""
 
 
@@ -121,6 +121,10 @@ METRICS: dict[str, Metric] = {
     "validation_reward_by_source": Metric("reward", "reward", "`validation_reward_mean` of each data source.",
                                           "mapping", contract=False),
     "validation_n": Metric("reward", "count", "Judged completions behind `validation_reward_mean`.", "integer"),
+    "evaluation_step": Metric("reward", "", "Step whose policy `evaluation_avg_at_k` is of: grading takes place beside "
+                              "the steps that follow it.", "integer", contract=False, reproducible=False),
+    "evaluation_avg_at_k": Metric("reward", "fraction", "avg@k of each benchmark (`evaluations/step_...` has the "
+                                  "intervals).", "mapping", contract=False, reproducible=False),
     "validation_unjudged": Metric("reward", "count", "Held-out completions that could not be judged.", "integer",
                                   contract=False),
     # policy
@@ -240,6 +244,7 @@ METRICS: dict[str, Metric] = {
         _seconds("sync", "Sending the new weights to the rollout engines."),
         _seconds("checkpoint", "Writing a checkpoint."),
         _seconds("validation", "Generating and grading held-out prompts."),
+        _seconds("evaluation", "Generating the samples of the benchmarks, which are graded beside the next steps."),
     ]),
     "tokens_per_second": Metric("time", "tokens/s", "`response_tokens` / `seconds_step`.", reproducible=False),
     "memory_learner_bytes": Metric("memory", "bytes", "Peak memory of rank 0: resident set on CPU, "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pyrl.evaluation.store import read_samples
 from pyrl.quickstart.task import SOURCE
 from tests.run_job import Job, differences, records, rows, same_weights
 
@@ -140,3 +144,65 @@ def test_dynamic_sampling_with_validation_killed_and_resumed(job: Job) -> None:
 
     assert training(validated) == training(plain)
     assert (validated / "samples.jsonl").read_bytes() == (plain / "samples.jsonl").read_bytes()
+
+
+def evaluated(job: Job) -> list[str]:
+    """Overrides that evaluate twice a run and at its ends, on questions of its own task."""
+    path = job.folder / "evaluation.yaml"
+    data = job.config.data.path
+    benchmark = {"source": str(data), "samples": 2, "temperature": 1.0, "max_tokens": 10, "template": "plain",
+                 "grader": "countdown"}  # fmt: skip
+    path.write_text(yaml.safe_dump({"benchmarks": {"task": benchmark}, "max_questions": 20}))
+    return ["evaluation.every=2", f"evaluation.config={path}"]
+
+
+@pytest.mark.slow
+def test_evaluations_on_the_way_change_nothing_in_the_run_and_come_again_after_a_kill(
+    job: Job, unbroken: Path
+) -> None:
+    folder = job.folder / "evaluated"
+    job.finish(folder, *evaluated(job))
+    assert differences(unbroken, folder) == []
+    steps = [f"step_00000{n}" for n in (0, 2, 4, 5)]
+    assert sorted(each.name for each in (folder / "evaluations").iterdir()) == steps
+    scores = {name: json.loads((folder / "evaluations" / name / "scores.json").read_text()) for name in steps}
+    tasks = {name: found["benchmarks"]["task"] for name, found in scores.items()}
+    assert all(task["rows"] == 40 and task["unjudged"] == 0 for task in tasks.values())
+    recorded = [row for row in rows(folder) if "evaluation_step" in row]
+    for row in recorded:
+        mean = tasks[f"step_00000{row['evaluation_step']}"]["avg_at_k"]["mean"]
+        assert row["evaluation_avg_at_k"] == {"task": mean} and row["evaluation_step"] <= row["step"]
+    assert all(row["seconds_evaluation"] > 0 for row in rows(folder) if row["step"] in (2, 4, 5))
+    first, last = (read_samples(folder / "evaluations" / name) for name in (steps[0], steps[-1]))
+    assert {key: row["seed"] for key, row in first.items()} == {key: row["seed"] for key, row in last.items()}
+    assert {row["step"] for row in last.values()} == {5}
+    assert [row["text"] for row in first.values()] != [row["text"] for row in last.values()]
+
+    killed = job.folder / "evaluated-killed"
+    kill_when(job, killed, lambda: has_records(killed, 3), *evaluated(job))
+    # as if it had been killed before these were graded
+    (killed / "evaluations" / "step_000002" / "scores.json").unlink(missing_ok=True)
+    job.finish(killed, *evaluated(job))
+    assert differences(unbroken, killed) == []
+    for name in steps:
+        again = killed / "evaluations" / name
+        assert json.loads((again / "scores.json").read_text()) == scores[name]
+        assert read_samples(again) == read_samples(folder / "evaluations" / name)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluation.every=2"], "evaluation.every without evaluation.config"),
+        (["evaluation.overrides=[benchmarks.task.max_tokens=30]"], "needs .* tokens with its response"),
+        (["evaluation.overrides=[benchmarks.task.sample=2]"], "benchmarks.task.sample: unknown key"),
+    ],
+)
+def test_an_evaluation_that_could_not_take_place_is_refused_at_the_start(
+    job: Job, overrides: list[str], message: str
+) -> None:
+    settings = overrides if overrides == ["evaluation.every=2"] else [*evaluated(job), *overrides]
+    folder = job.folder / "refused"
+    ended = subprocess.run(job.command(folder, *settings), capture_output=True, text=True)
+    assert ended.returncode == 2 and re.search(message, ended.stderr), ended.stderr
+    assert not folder.exists()

@@ -212,3 +212,9 @@ def test_a_run_of_other_settings_is_refused(folder: Path) -> None:
     other = load_study(folder / "study.yaml", ["run.optimizer.lr=0.5"])
     with pytest.raises(ConfigError, match=r"holds a run with other settings of optimizer\.lr: restore them"):
         is_done(plan_runs(other, folder, {})[0])
+
+
+def test_a_run_of_more_steps_is_not_taken_for_one_of_fewer(folder: Path) -> None:
+    shorter = load_study(folder / "study.yaml", ["run.steps=3"])
+    with pytest.raises(ConfigError, match="holds a run with other settings of steps: restore them"):
+        is_done(plan_runs(shorter, folder, {})[0])
