@@ -158,6 +158,7 @@ def evaluate(
     from pyrl.evaluation.config import load_evaluation
     from pyrl.evaluation.run import regrade_folder, run_evaluation
     from pyrl.evaluation.tables import comparison_table, published_table, score_table
+    from pyrl.run_folder import locked
 
     terminal = Console(width=None if sys.stdout.isatty() else 160)
     if compare is not None:
@@ -169,17 +170,22 @@ def evaluate(
         given = [*([config] if config else []), *(overrides or [])]
         if any("=" not in text for text in given):
             raise ConfigError(f"--regrade takes key=value overrides and no config file, got {config}")
-        folder, settings, scores = regrade, *regrade_folder(regrade, given)
+        folder = regrade
+        if not folder.is_dir():
+            raise ConfigError(f"--regrade {folder} is not a folder")
+        with locked(folder, option="folder"):
+            settings, scores = regrade_folder(folder, given)
     elif config is None:
         raise ConfigError("give a config file (configs/eval/), --regrade DIR or --compare A B")
     else:
         settings = load_evaluation(Path(config), overrides or [])
         folder = folder or Path("runs/eval") / Path(config).stem
-        scores = run_evaluation(settings, folder)
-    page = write_evaluation_page(folder, settings.page_samples)
+        with locked(folder, option="--folder"):
+            scores = run_evaluation(settings, folder)
     terminal.print(score_table(scores))
     if (paper := published_table(scores)) is not None:
         terminal.print(paper)
+    page = write_evaluation_page(folder, settings.page_samples)
     print(f"written: {folder / 'scores.json'}, {folder / 'samples.jsonl'}, {page}")
 
 

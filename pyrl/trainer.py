@@ -208,7 +208,8 @@ class Run:
         if self.evaluation is not None:
             if self._due(self.config.evaluation.every):
                 self.evaluation.evaluate(step)
-            record |= self.evaluation.scored()
+            last = step == self.config.steps
+            record |= self.evaluation.last_scored() if last else self.evaluation.scored()
         record |= self.timers.collect()
         record["tokens_per_second"] = record["response_tokens"] / record["seconds_step"]
         samples = [

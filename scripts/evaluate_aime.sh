@@ -7,7 +7,7 @@ set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-$repository/.venv/bin/python}
 [[ $# -ge 1 ]] || { sed -n '3s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
-given=${1%/}
+given=${1%/} checkpoint=
 shift
 
 if [[ -f $given/manifest.json ]]; then
@@ -20,7 +20,7 @@ else
     checkpoint=$(find "$given/checkpoints" -maxdepth 1 -name 'step_*' 2>/dev/null | sort | tail -n 1 || true) run=$given
     [[ -n $checkpoint ]] || { echo "error: $given holds no model, no final/ and no checkpoint" >&2; exit 2; }
 fi
-if [[ -n ${checkpoint:-} ]]; then
+if [[ -n $checkpoint ]]; then
     model=$run/hf/$(basename "$checkpoint")
     [[ -d $model ]] || "$python" -m pyrl convert "$checkpoint" "$model"
 fi

@@ -16,7 +16,7 @@ STAGES = {"data", "rollout", "reward", "algorithms", "learner", "weights", "stag
 # Part (folder or module of pyrl) -> parts it may import besides itself and COMMON.
 ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
-    "cli": {"trainer", "quickstart", "study", "doctor", "evaluation", "analysis", "learner", "weights"},
+    "cli": {"trainer", "quickstart", "study", "doctor", "evaluation", "analysis", "learner", "run_folder", "weights"},
     "study": {"trainer", "quickstart", "run_folder", "analysis", "evaluation", *STAGES},
     "quickstart": {"trainer", "run_folder", "analysis", "evaluation", *STAGES},
     "trainer": {"evaluation", "run_folder", *STAGES},

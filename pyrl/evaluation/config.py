@@ -74,7 +74,8 @@ class EvaluationConfig(Section):
     max_questions: PositiveInt | None = None
     """The first so many of each benchmark. None: all."""
     grader_workers: PositiveInt = 1
-    grader_timeout_seconds: Seconds = 5.0
+    grader_timeout_seconds: Seconds | None = None
+    """Wall limit of one grading; past it a sample is unjudged. None: 5, or what `grader` needs at least."""
     page_samples: Annotated[Integer, Field(ge=0)] = 32
     """Samples of each benchmark and verdict that report.html shows, from questions in turn; samples.jsonl holds all."""
     server: ServerConfig = ServerConfig()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import resource
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -17,12 +18,12 @@ from pyrl.data.tokenizer import stop_token_ids
 from pyrl.evaluation.benchmarks import Question
 from pyrl.evaluation.config import EvaluationConfig
 from pyrl.evaluation.errors import EvaluationError
-from pyrl.evaluation.servers import check_given, start_servers
+from pyrl.evaluation.servers import check_given, check_positions, start_servers
 from pyrl.evaluation.store import Sample, SampleFile, read_samples
 from pyrl.ops.counter import derive_seed, mix
 from pyrl.rollout.client import GenerateRequest, GroupResult, RolloutClient
 from pyrl.rollout.errors import RolloutError
-from pyrl.rollout.server import ServerPool
+from pyrl.rollout.server import ServerError, ServerPool
 from pyrl.telemetry.progress import StepProgress
 
 SPARE_FILES = 256
@@ -54,15 +55,17 @@ def generate_missing(
     ]
     if not asked:
         return
-    _allow_open_files(len(asked) + SPARE_FILES)
+    allow_requests(len(asked))
     tokens = max(len(q.token_ids) + config.benchmarks[q.benchmark].max_tokens for q in questions)
+    check_positions(config, tokens)
     with ExitStack() as stack:
+        stack.enter_context(_failures_keep_samples())
         if config.server.urls:
             check_given(config, tokens)
             pool = None
         else:
             pool = stack.enter_context(start_servers(config, folder, tokens))
-        client = stack.enter_context(_client(config, pool, stop_token_ids(config.model, tokenizer)))
+        client = stack.enter_context(_client(config, pool, tokenizer.eos_token_id))
         file = SampleFile(folder)
         stack.callback(file.close)
         _draw(config, client, asked, file, tokenizer, done=len(done))
@@ -77,7 +80,8 @@ def _draw(
     *,
     done: int,
 ) -> None:
-    requests = [sample_request(config, question, sample) for question, sample in asked]
+    stops = stop_token_ids(config.model, tokenizer)
+    requests = [sample_request(config, question, sample, stops) for question, sample in asked]
     failed: list[str] = []
     with _SampleProgress(done, done + len(asked)) as progress:
 
@@ -88,20 +92,25 @@ def _draw(
             file.append(sample_row(*asked[index], requests[index], result, tokenizer))
             progress.advance()
 
-        try:
-            client.generate(requests, on_result=finished)
-        except RolloutError as error:
-            raise EvaluationError(f"{error}; {KEPT}") from error
+        client.generate(requests, on_result=finished)
     if failed:
         raise EvaluationError(f"{len(failed)} of {len(asked)} samples have no answer ({failed[0]}); {KEPT}")
 
 
-def sample_request(config: EvaluationConfig, question: Question, sample: int) -> GenerateRequest:
+def sample_request(
+    config: EvaluationConfig, question: Question, sample: int, stops: tuple[int, ...]
+) -> GenerateRequest:
     """One sample of one question: an evaluation that goes on asks again for what it lacks alone."""
     benchmark = config.benchmarks[question.benchmark]
     seed = sample_seed(config.seed, question.benchmark, question.id, sample)
     return GenerateRequest(
-        question.token_ids, 1, seed, benchmark.max_tokens, temperature=benchmark.temperature, top_p=benchmark.top_p
+        question.token_ids,
+        1,
+        seed,
+        benchmark.max_tokens,
+        temperature=benchmark.temperature,
+        top_p=benchmark.top_p,
+        stop_token_ids=stops,
     )
 
 
@@ -123,11 +132,11 @@ def sample_row(
     } | dict.fromkeys(("verdict", "reason", "extracted", "grader", "grader_version"))
 
 
-def _client(config: EvaluationConfig, pool: ServerPool | None, stop_tokens: tuple[int, ...]) -> RolloutClient:
+def _client(config: EvaluationConfig, pool: ServerPool | None, stop_token_id: int) -> RolloutClient:
     server = config.server
     return RolloutClient(
         server.urls or pool.wait_ready(),
-        stop_token_ids=stop_tokens,
+        stop_token_ids=[stop_token_id],
         request_timeout=server.request_timeout_seconds,
         max_retries=server.max_retries,
         recovery_timeout=server.recovery_timeout_seconds,
@@ -136,8 +145,18 @@ def _client(config: EvaluationConfig, pool: ServerPool | None, stop_tokens: tupl
     )
 
 
-def _allow_open_files(wanted: int) -> None:
-    """Every request in flight is a connection. ConfigError where the system allows fewer."""
+@contextmanager
+def _failures_keep_samples() -> Iterator[None]:
+    """EvaluationError, which says what was kept, for servers that fail."""
+    try:
+        yield
+    except (RolloutError, ServerError) as error:
+        raise EvaluationError(f"{error}; {KEPT}") from error
+
+
+def allow_requests(requests: int) -> None:
+    """Every request in flight is a connection. ConfigError where the system allows fewer open files."""
+    wanted = requests + SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         if hard != resource.RLIM_INFINITY and hard < wanted:

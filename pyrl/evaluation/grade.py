@@ -4,9 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pyrl.config import ConfigError
 from pyrl.evaluation.config import EvaluationConfig
+from pyrl.evaluation.errors import EvaluationError
 from pyrl.evaluation.store import read_questions, read_samples, replace_samples
 from pyrl.reward import RewardPool, grader_version
+from pyrl.reward.process import GraderStartError
+from pyrl.reward.tasks import least_timeout
+
+DEFAULT_SECONDS = 5.0
+
+
+def check_graders(config: EvaluationConfig) -> None:
+    """Start each grader once, before anything is drawn. Raises ConfigError for one that is unknown or that this machine
+    cannot run."""
+    for grader in sorted({benchmark.grader for benchmark in config.chosen.values()}):
+        _pool(config, grader, workers=1).close()
+
+
+def _pool(config: EvaluationConfig, grader: str, workers: int) -> RewardPool:
+    try:
+        seconds = config.grader_timeout_seconds or max(DEFAULT_SECONDS, least_timeout(grader))
+        return RewardPool(grader, workers, seconds)
+    except ConfigError as error:
+        raise ConfigError(f"benchmarks.NAME.grader {grader!r}, grader_timeout_seconds: {error}") from error
+    except GraderStartError as error:
+        raise EvaluationError(f"grader {grader!r}: {error}; the samples are kept") from error
 
 
 def grade_folder(config: EvaluationConfig, folder: Path, *, again: bool = False) -> int:
@@ -16,7 +39,7 @@ def grade_folder(config: EvaluationConfig, folder: Path, *, again: bool = False)
     truths = {(q["benchmark"], q["id"]): q["ground_truth"] for q in read_questions(folder)}
     graded = 0
     for grader in sorted({benchmark.grader for benchmark in config.chosen.values()}):
-        with RewardPool(grader, config.grader_workers, config.grader_timeout_seconds) as pool:
+        with _pool(config, grader, config.grader_workers) as pool:
             version = grader_version(grader)
             mine = [
                 s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from pyrl.data.tokenizer import load_tokenizer
 from pyrl.evaluation.benchmarks import load_benchmarks
 from pyrl.evaluation.config import EvaluationConfig, load_evaluation
 from pyrl.evaluation.generate import generate_missing
-from pyrl.evaluation.grade import grade_folder
+from pyrl.evaluation.grade import check_graders, grade_folder
 from pyrl.evaluation.scores import score_folder
-from pyrl.evaluation.store import SETTINGS, open_folder, weights_fingerprint
+from pyrl.evaluation.store import SETTINGS, open_folder, read_samples, weights_fingerprint, write_settings
 
 log = logging.getLogger("pyrl")
 
+REGRADE_OVERRIDE = re.compile(r"(benchmarks\.[^.=]+\.grader|grader_workers|grader_timeout_seconds|page_samples)=")
 UNJUDGED_ALARM = 0.01
 """Warn above this share of samples."""
 
@@ -25,6 +27,7 @@ def run_evaluation(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
     """Evaluate into `folder`, or go on there; returns the scores. Raises ConfigError, EvaluationError."""
     tokenizer = load_tokenizer(config.model, field="model")
     questions = load_benchmarks(config, tokenizer)
+    check_graders(config)
     open_folder(folder, config, questions, weights=weights_fingerprint(config.model))
     generate_missing(config, folder, questions, tokenizer)
     return grade_and_score(config, folder)
@@ -44,10 +47,17 @@ def regrade_folder(folder: Path, overrides: list[str]) -> tuple[EvaluationConfig
     """
     if not (folder / SETTINGS).is_file():
         raise ConfigError(f"{folder} holds no {SETTINGS}: it is not the folder of an evaluation")
+    if other := [text for text in overrides if not REGRADE_OVERRIDE.match(text)]:
+        raise ConfigError(
+            f"{', '.join(other)}: --regrade takes benchmarks.NAME.grader, grader_workers, grader_timeout_seconds and "
+            "page_samples alone; samples are as they are"
+        )
+    if not read_samples(folder):
+        raise ConfigError(f"{folder} holds no sample yet: call the command that made it again")
     config = load_evaluation(folder / SETTINGS, overrides)
-    if config.identity() != load_evaluation(folder / SETTINGS, []).identity():
-        raise ConfigError(f"{', '.join(overrides)}: only graders can change with --regrade; samples are as they are")
+    check_graders(config)
     grade_folder(config, folder, again=True)
+    write_settings(folder, config)
     return config, _scored(config, folder)
 
 
@@ -56,6 +66,8 @@ def _scored(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
     for name, benchmark in scores["benchmarks"].items():
         if (benchmark["unjudged"] or 0) > UNJUDGED_ALARM:
             log.warning("%s: %.1f%% of the samples could not be judged", name, 100 * benchmark["unjudged"])
+        if benchmark["missing"]:
+            log.warning("%s: %d samples were never drawn: these scores are of the others", name, benchmark["missing"])
         if benchmark["empty"] == 1.0:
             log.warning("%s: every response is empty: is this the right template for the model?", name)
     return scores

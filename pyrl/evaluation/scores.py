@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,24 @@ from pyrl.evaluation import published
 from pyrl.evaluation.config import EvaluationConfig
 from pyrl.evaluation.metrics import maj_at_k, pass_at_k_of_counts
 from pyrl.evaluation.statistics import Comparison, compare_paired
-from pyrl.evaluation.store import SCORES, Sample, read_samples, write_whole
+from pyrl.evaluation.store import SCORES, Sample, read_questions, read_samples, write_whole
 from pyrl.reward.answers import mathd_form
 
 
 def score_folder(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
     """Compute, write `scores.json` and return it."""
     grouped = _grouped(read_samples(folder).values())
-    benchmarks = {
-        name: score_benchmark(grouped.get(name, {}))
-        | {"column": b.column, "note": b.note, "partial": config.max_questions is not None}
-        for name, b in config.chosen.items()
-    }
+    asked = Counter(question["benchmark"] for question in read_questions(folder))
+    benchmarks = {}
+    for name, b in config.chosen.items():
+        found = score_benchmark(grouped.get(name, {}))
+        benchmarks[name] = found | {
+            "missing": asked[name] * b.samples - found["rows"],
+            "partial": config.max_questions is not None,
+            "column": b.column,
+            "note": b.note,
+            "settings": b.model_dump(mode="json", include={"temperature", "top_p", "max_tokens", "template", "grader"}),
+        }
     scores = {"model": str(config.model), "benchmarks": benchmarks, "means": means(benchmarks)}
     write_whole(folder / SCORES, json.dumps(scores, indent=2, allow_nan=False) + "\n")
     return scores
@@ -42,6 +48,7 @@ def score_benchmark(questions: dict[str, list[Sample]]) -> dict[str, Any]:
     return {
         "questions": len(questions),
         "rows": len(samples),
+        "judged": sum(map(len, judged.values())),
         "samples": max((len(own) for own in questions.values()), default=0),
         "questions_without_verdict": len(questions) - len(judged),
         "avg_at_k": with_interval([np.mean([_right(s) for s in own]) for own in judged.values()]),
@@ -60,10 +67,11 @@ def powers_of_two(most: int) -> list[int]:
 
 
 def with_interval(values: Any) -> dict[str, float | None]:
-    """Mean of a value a question and Student's 95% interval, cut to [0, 1]; null where undefined.
+    """Mean of a value in [0, 1] a question and its 95% interval; null where undefined.
 
-    All questions at 0, or all at 1, have no spread to estimate from: Clopper and Pearson's interval then says how far
-    so many questions bound the rest.
+    Student's, unless that would leave [0, 1] or have no width: then Korn and Graubard's (Survey Methodology 24, 1998),
+    which is Clopper and Pearson's for as many independent questions as have this variance. So 0 of 30 questions, and 1
+    right sample of one of them, both leave room up to about 0.12.
     """
     found = np.asarray(list(values), dtype=np.float64)
     if not found.size:
@@ -71,11 +79,14 @@ def with_interval(values: Any) -> dict[str, float | None]:
     mean = float(found.mean())
     if found.size < 2:
         return {"mean": mean, "low": None, "high": None}
-    if np.ptp(found) == 0 and mean in (0.0, 1.0):
-        exact = stats.binomtest(int(found.sum()), found.size).proportion_ci(method="exact")
-        return {"mean": mean, "low": float(exact.low), "high": float(exact.high)}
-    half = float(stats.t.ppf(0.975, found.size - 1) * stats.sem(found))
-    return {"mean": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}
+    error = float(stats.sem(found))
+    half = float(stats.t.ppf(0.975, found.size - 1)) * error
+    low, high = mean - half, mean + half
+    if half == 0.0 or low < 0.0 or high > 1.0:
+        n = min(found.size, mean * (1.0 - mean) / error**2) if error > 0.0 else found.size
+        low = float(stats.beta.ppf(0.025, mean * n, n - mean * n + 1.0)) if mean > 0.0 else 0.0
+        high = float(stats.beta.ppf(0.975, mean * n + 1.0, n - mean * n)) if mean < 1.0 else 1.0
+    return {"mean": mean, "low": low, "high": high}
 
 
 def means(benchmarks: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -84,7 +95,7 @@ def means(benchmarks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     Comparable with the paper only where the benchmarks are its columns with its numbers of rows.
     """
     scored = [b for b in benchmarks.values() if b["avg_at_k"]["mean"] is not None]
-    values, rows = [b["avg_at_k"]["mean"] for b in scored], [b["rows"] for b in scored]
+    values, rows = [b["avg_at_k"]["mean"] for b in scored], [b["judged"] for b in scored]
     rows_by_column = {b["column"]: b["rows"] for b in benchmarks.values() if b["column"]}
     whole = len(scored) == len(benchmarks) == len(published.COLUMNS)
     return {
@@ -99,13 +110,35 @@ def compare_folders(first: Path, second: Path) -> dict[str, Comparison | str]:
 
     Raises ConfigError where the folders share no benchmark.
     """
+    asked = [_contents(folder) for folder in (first, second)]
     one, other = (_grouped(read_samples(folder).values()) for folder in (first, second))
-    if not one.keys() & other.keys():
+    common = [name for name in one if name in other]
+    if not common:
         raise ConfigError(f"{first} and {second} have no samples of a benchmark in common: nothing to compare")
-    return {name: _compare(one[name], other[name]) for name in one if name in other}
+    found: dict[str, Comparison | str] = {}
+    for name in common:
+        if asked[0].get(name) != asked[1].get(name):
+            found[name] = "not compared: the questions, their prompts or their ground truths differ"
+        else:
+            found[name] = _compare(one[name], other[name])
+    return found
+
+
+def _contents(folder: Path) -> dict[str, set[tuple[str, str, str]]]:
+    """(id, prompt, ground truth) of each benchmark's questions; templates, which models need not share, come later."""
+    contents: dict[str, set[tuple[str, str, str]]] = defaultdict(set)
+    for q in read_questions(folder):
+        contents[q["benchmark"]].add((q["id"], q["prompt"], q["ground_truth"]))
+    return dict(contents)
 
 
 def _compare(one: dict[str, list[Sample]], other: dict[str, list[Sample]]) -> Comparison | str:
+    sides = [[s for own in side.values() for s in own] for side in (one, other)]
+    if any(s["verdict"] is None for side in sides for s in side):
+        return "not compared: some samples are not graded yet"
+    graders = [{(s["grader"], s["grader_version"]) for s in side} for side in sides]
+    if graders[0] != graders[1]:
+        return "not compared: other graders or versions; grade one of them again with --regrade"
     if unequal := sorted(one.keys() ^ other.keys()):
         return f"not compared: {len(unequal)} questions are in one folder alone, {unequal[0]} for instance"
     before, after = ({q: _mean(own) for q, own in side.items()} for side in (one, other))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -14,6 +15,18 @@ from pyrl.rollout.server import ServerPool
 from pyrl.rollout.vllm_adapter import ServerSettings
 
 log = logging.getLogger("pyrl")
+
+
+def check_positions(config: EvaluationConfig, tokens: int) -> None:
+    """Raises ConfigError where the model has fewer positions than prompts with responses of up to `tokens`."""
+    settings = json.loads((config.model / "config.json").read_text(encoding="utf-8"))
+    positions = settings.get("max_position_embeddings")
+    if positions is not None and not settings.get("rope_scaling") and positions < tokens:
+        most = max(b.max_tokens for b in config.chosen.values())
+        raise ConfigError(
+            f"model {config.model} has {positions} positions, the longest prompt with its max_tokens needs {tokens}: "
+            f"lower benchmarks.NAME.max_tokens to {most - (tokens - positions)}"
+        )
 
 
 def start_servers(config: EvaluationConfig, folder: Path, tokens: int) -> ServerPool:
@@ -54,7 +67,7 @@ def check_given(config: EvaluationConfig, tokens: int) -> None:
                 name, context = control.served_model()
         except EngineCallError as error:
             raise ConfigError(f"server.urls: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"server.urls: {url} does not say what it serves as vLLM does: {error!r}") from error
         if context < tokens:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from pyrl.evaluation.errors import EvaluationError
 from pyrl.telemetry.jsonl import JsonlFile, RecordFileError, read_jsonl
 
 SETTINGS, IDENTITY, QUESTIONS = "evaluation.yaml", "identity.json", "questions.json"
-SAMPLES, SCORES = "samples.jsonl", "scores.json"
+SAMPLES, SCORES, LOCK = "samples.jsonl", "scores.json", "run.lock"
 
 Sample = dict[str, Any]
 """A row of samples.jsonl: step, benchmark, question, sample, prompt_hash, seed, text, tokens, finish_reason, verdict,
@@ -33,10 +34,14 @@ def write_whole(path: Path, text: str) -> None:
     """Write or replace a file, all or nothing. EvaluationError when the disk refuses."""
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise EvaluationError(
             f"{path} could not be written ({error.strerror}); what was there is kept: make room and call the same "
             "command again"
@@ -70,13 +75,16 @@ def open_folder(folder: Path, config: EvaluationConfig, questions: list[Question
     identity = json.loads(json.dumps(identity))  # as it is read back
     if (folder / IDENTITY).is_file():
         _check_same(folder, json.loads((folder / IDENTITY).read_text(encoding="utf-8")), identity)
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise ConfigError(f"{folder} holds something else than an evaluation: give another --folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / IDENTITY, json.dumps(identity))
     contents = [_described(q) | {"prompt": q.prompt, "ground_truth": q.ground_truth} for q in questions]
     write_whole(folder / QUESTIONS, json.dumps(contents, ensure_ascii=False, indent=1))
+    write_settings(folder, config)
+
+
+def write_settings(folder: Path, config: EvaluationConfig) -> None:
     write_whole(folder / SETTINGS, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    write_whole(folder / IDENTITY, json.dumps(identity))
 
 
 def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -90,7 +98,13 @@ def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> No
 
 
 def _described(question: Question) -> dict[str, str]:
-    return {"benchmark": question.benchmark, "id": question.id, "prompt_hash": question.prompt_hash}
+    truth = hashlib.sha256(question.ground_truth.encode()).hexdigest()[:16]
+    return {
+        "benchmark": question.benchmark,
+        "id": question.id,
+        "prompt_hash": question.prompt_hash,
+        "ground_truth_hash": truth,
+    }
 
 
 def read_questions(folder: Path) -> list[dict[str, str]]:
@@ -117,7 +131,11 @@ class SampleFile:
     """Appends samples as they finish."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = JsonlFile(folder / SAMPLES)
+        """Raises EvaluationError where the file cannot be opened."""
+        try:
+            self._file = JsonlFile(folder / SAMPLES)
+        except OSError as error:
+            raise EvaluationError(f"{folder / SAMPLES} cannot be written: {error}") from error
 
     def append(self, sample: Sample) -> None:
         """EvaluationError when the disk refuses it; earlier samples stay."""

@@ -15,15 +15,16 @@ from pyrl.evaluation.statistics import Comparison
 
 def score_table(scores: dict[str, Any]) -> Table:
     """For the terminal: a row a benchmark, then the means, then the paper's scores."""
-    table = Table(title=scores["model"], caption="fractions, 95% intervals by question")
+    table = Table(title=escape(scores["model"]), caption="fractions, 95% intervals by question")
     for heading in ("", "avg@k", "95%", "pass@k", "maj@k", "truncated", "unjudged", "questions x k", "note"):
         table.add_column(heading)
     for name, b in scores["benchmarks"].items():
-        best = {m: list(b[m].values())[-1]["mean"] if b[m] else None for m in ("pass_at_k", "maj_at_k")}
+        lacking = f"{b['missing']} samples missing" if b["missing"] else ""
+        best = [_last(b[metric]) for metric in ("pass_at_k", "maj_at_k")]
         table.add_row(
-            name, _number(b["avg_at_k"]["mean"]), _interval(b["avg_at_k"]), *map(_number, best.values()),
+            name, _number(b["avg_at_k"]["mean"]), _interval(b["avg_at_k"]), *best,
             _number(b["truncated"]), _number(b["unjudged"]), f"{b['questions']} x {b['samples']}",
-            "; ".join(filter(None, [b["note"], "first questions only" if b["partial"] else ""])),
+            "; ".join(filter(None, [escape(b["note"]), "first questions only" if b["partial"] else "", lacking])),
         )  # fmt: skip
     means = scores["means"]
     comparable = "as the paper's Avg" if means["over_rows_comparable_with_paper"] else "not comparable with the paper's"
@@ -60,6 +61,11 @@ def comparison_table(first: Path, second: Path) -> Table:
         else:
             table.add_row(name, *[""] * 4, escape(found))
     return table
+
+
+def _last(scores: dict[str, dict[str, float | None]]) -> str:
+    """The score at the most samples that every question has, which is said."""
+    return f"{_number(scores[k]['mean'])} (k = {k})" if (k := next(reversed(scores), None)) is not None else "-"
 
 
 def _number(value: float | None) -> str:

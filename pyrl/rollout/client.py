@@ -43,6 +43,8 @@ class GenerateRequest:
     temperature: float = 1.0
     """0: greedy."""
     top_p: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    """Beside the client's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ class RolloutClient:
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
-            stop_token_ids=self._stop_token_ids,
+            stop_token_ids=tuple(dict.fromkeys(self._stop_token_ids + request.stop_token_ids)),
             priority=order if self._deterministic else 0,
         )
         return json.dumps(body).encode()

@@ -137,8 +137,8 @@ def server_threads(setting: int | None) -> int:
 
 def parse_served_model(payload: dict[str, Any]) -> tuple[str, int]:
     """(model folder or name, max_model_len)"""
-    (card,) = (card for card in payload["data"] if card.get("parent") is None)
-    return card["root"], card["max_model_len"]
+    card, *_ = (card for card in payload["data"] if card.get("parent") is None)  # adapters have one
+    return str(card["root"]), int(card["max_model_len"])
 
 
 def generate_body(

@@ -14,16 +14,18 @@ from threading import Thread
 from transformers import PreTrainedTokenizerBase
 
 from pyrl.config import ConfigError, RunConfig
+from pyrl.data.tokenizer import stop_token_ids
 from pyrl.evaluation.benchmarks import Question, load_benchmarks
 from pyrl.evaluation.config import EvaluationConfig, load_evaluation
 from pyrl.evaluation.errors import EvaluationError
-from pyrl.evaluation.generate import sample_request, sample_row
+from pyrl.evaluation.generate import allow_requests, sample_request, sample_row
+from pyrl.evaluation.grade import check_graders
 from pyrl.evaluation.run import grade_and_score
 from pyrl.evaluation.store import SCORES, open_folder, replace_samples
 from pyrl.learner.checkpoint_store import set_aside, step_folder, step_of
 from pyrl.learner.parallel import Parallel
 from pyrl.stages.engines import Engines
-from pyrl.stages.exchange import gather_to_rank_zero, share_of
+from pyrl.stages.exchange import gather_to_rank_zero
 from pyrl.telemetry.timers import Timers
 from pyrl.types import StepRecord
 
@@ -52,6 +54,7 @@ class PeriodicEvaluation:
         self._parallel = parallel
         self._tokenizer = tokenizer
         self._timers = timers
+        self._stops = stop_token_ids(settings.model, tokenizer)
         self._grading: list[Thread] = []
         self._scored: list[tuple[int, dict[str, float | None]]] = []
 
@@ -60,20 +63,23 @@ class PeriodicEvaluation:
         if self._parallel.rank != 0:
             return
         for folder in sorted(self._root.glob("step_*")):
+            if step_of(folder) is None:
+                continue
             if step_of(folder) > step:
                 set_aside(folder)
             elif not (folder / SCORES).is_file():
                 self._grade(folder, step_of(folder))
 
     def evaluate(self, step: int) -> None:
-        """Draw every sample from the policy after `step` steps. Collective.
+        """Draw every sample from the policy after `step` steps, under `rollout.timeout_seconds`. Collective.
 
-        Raises EvaluationError where samples could not be stored.
+        Samples that could not be stored are logged as an error: training need not end.
         """
         with self._timers.phase("evaluation"):
             asked = [(q, s) for q in self._questions for s in range(self._settings.benchmarks[q.benchmark].samples)]
-            own = share_of(asked, self._parallel) if self._parallel.is_leader else []
-            requests = [sample_request(self._settings, *each) for each in own]
+            # in turn, for the benchmarks differ in length
+            own = asked[self._parallel.dp_rank :: self._parallel.dp_size] if self._parallel.is_leader else []
+            requests = [sample_request(self._settings, *each, self._stops) for each in own]
             results = self._engines.draw(requests, step=step, policy_version=step)
             rows = [
                 sample_row(*each, request, result, self._tokenizer) | {"step": step}
@@ -89,17 +95,26 @@ class PeriodicEvaluation:
             log.warning("evaluation of step %d: %d of %d samples have no answer and no part in its scores", step,
                         len(asked) - len(stored), len(asked))  # fmt: skip
         folder = step_folder(self._root, step)
-        open_folder(folder, self._settings, self._questions, weights=f"policy of step {step}")
-        replace_samples(folder, stored)
+        try:
+            open_folder(folder, self._settings, self._questions, weights=f"policy of step {step}")
+            replace_samples(folder, stored)
+        except EvaluationError as error:
+            log.error("evaluation of step %d is lost: %s", step, error)
+            return
         self._grade(folder, step)
 
     def scored(self) -> StepRecord:
-        """Fields `evaluation_*` of the newest evaluation that was graded since the last call; empty without one."""
+        """Fields `evaluation_*` of the oldest evaluation that was graded and not handed out yet; empty without one."""
         if not self._scored:
             return {}
-        step, scores = self._scored[-1]
-        self._scored.clear()
+        step, scores = self._scored.pop(0)
         return {"evaluation_step": step, "evaluation_avg_at_k": scores}
+
+    def last_scored(self) -> StepRecord:
+        """As `scored`, of the newest evaluation, which is waited for: no later record could hold it."""
+        self.close()
+        del self._scored[:-1]
+        return self.scored()
 
     def close(self) -> None:
         """Wait for the grading that is under way."""
@@ -133,8 +148,11 @@ def load_settings(
     asked = config.evaluation
     if not asked.every:
         return None
-    settings = load_evaluation(asked.config, [f"model={config.model.path}", *asked.overrides])
+    own = [f"model={config.model.path}", f"server.dtype={config.model.dtype}"]
+    settings = load_evaluation(asked.config, [*own, *asked.overrides])
+    check_graders(settings)
     questions = load_benchmarks(settings, tokenizer)
+    allow_requests(sum(settings.benchmarks[question.benchmark].samples for question in questions))
     held = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     for question in questions:
         needed = len(question.token_ids) + settings.benchmarks[question.benchmark].max_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from pyrl.analysis.evaluation_page import pick, shorten, write_evaluation_page
 from pyrl.config import ConfigError
@@ -18,7 +20,9 @@ from pyrl.evaluation.errors import EvaluationError
 from pyrl.evaluation.generate import sample_seed
 from pyrl.evaluation.run import regrade_folder, run_evaluation
 from pyrl.evaluation.store import read_samples, weights_fingerprint
+from pyrl.evaluation.tables import score_table
 from pyrl.quickstart.model import build_tokenizer, write_model
+from pyrl.rollout.server import ServerError
 from tests.rollout.fake_vllm import FakeVLLM, answer
 
 QUESTIONS, SAMPLES = 6, 3
@@ -126,11 +130,71 @@ def test_a_server_that_dies_half_way_costs_no_finished_sample(model: Path, tmp_p
 def test_an_endpoint_that_answers_something_else(
     model: Path, tmp_path: Path, server: FakeVLLM, nonsense: Any
 ) -> None:
-    server.slots = None
-    server.script = lambda body, count: add(body, count) if count < 5 else (200, nonsense)
+    config, folder = settings(model, tmp_path, server), tmp_path / "out"
+    die_after(server, 5)
+    with pytest.raises(EvaluationError):
+        run_evaluation(config, folder)
+    assert len(read_samples(folder)) == 5
+    server.script = lambda body, count: (200, nonsense)
     with pytest.raises(EvaluationError, match=f"{server.url} answered a generate request with something else.*kept"):
-        run_evaluation(settings(model, tmp_path, server), tmp_path / "out")
-    assert all(row["text"] for row in read_samples(tmp_path / "out").values())
+        run_evaluation(config, folder)
+    assert len(read_samples(folder)) == 5 and not (folder / "scores.json").exists()
+
+
+def test_a_connection_that_drops_costs_no_finished_sample(model: Path, tmp_path: Path, server: FakeVLLM) -> None:
+    config, folder = settings(model, tmp_path, server), tmp_path / "out"
+    die_after(server, 5)
+    with pytest.raises(EvaluationError):
+        run_evaluation(config, folder)
+    server.fail = {"/weight_info": "gone"}
+    server.script = lambda body, count: (500, "gone")
+    with pytest.raises(EvaluationError, match=r"13 of 13 samples have no answer.*kept"):
+        run_evaluation(config, folder)
+    assert len(read_samples(folder)) == 5
+
+
+def test_a_server_of_our_own_that_cannot_start_is_said(
+    model: Path, tmp_path: Path, server: FakeVLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ServerError("the vLLM server ended: out of memory")
+
+    monkeypatch.setattr("pyrl.evaluation.generate.start_servers", fails)
+    config = settings(model, tmp_path, server)
+    own = config.model_copy(update={"server": config.server.model_copy(update={"urls": ()})})
+    with pytest.raises(EvaluationError, match="out of memory; all finished samples are kept"):
+        run_evaluation(own, tmp_path / "out")
+
+
+def test_graders_are_tried_before_anything_is_drawn(model: Path, tmp_path: Path, server: FakeVLLM) -> None:
+    for grader, message in (("maths", "'maths' is unknown"), ("reasoning_gym:none", "none")):
+        with pytest.raises(ConfigError, match=message):
+            run_evaluation(settings(model, tmp_path, server, benchmark={"grader": grader}), tmp_path / "out")
+    assert server.bodies == [] and not (tmp_path / "out").exists()
+
+
+def test_responses_end_at_every_stop_token_of_the_model(tmp_path: Path, server: FakeVLLM) -> None:
+    model = write_model(tmp_path / "model", seed=0)
+    (model / "generation_config.json").write_text('{"eos_token_id": [0, 7]}')
+    run_evaluation(settings(model, tmp_path, server), tmp_path / "out")
+    assert all(body["sampling_params"]["stop_token_ids"] == [0, 7] for body in server.bodies)
+
+
+def test_a_model_with_too_few_positions_is_refused(model: Path, tmp_path: Path, server: FakeVLLM) -> None:
+    with pytest.raises(ConfigError, match=r"has 64 positions.* needs 106: lower benchmarks\.NAME\.max_tokens to 58"):
+        run_evaluation(settings(model, tmp_path, server, benchmark={"max_tokens": 100}), tmp_path / "out")
+
+
+def test_samples_that_were_never_drawn_are_counted(model: Path, tmp_path: Path, server: FakeVLLM) -> None:
+    config, folder = settings(model, tmp_path, server), tmp_path / "out"
+    die_after(server, 7)
+    with pytest.raises(EvaluationError):
+        run_evaluation(config, folder)
+    _, scores = regrade_folder(folder, [])
+    assert scores["benchmarks"]["sums"]["missing"] == 11 and scores["benchmarks"]["sums"]["rows"] == 7
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(score_table(scores | {"model": "[/x]"}))
+    assert "11 samples missing" in console.export_text()
 
 
 def test_a_disk_that_fills_keeps_what_it_holds(
@@ -195,6 +259,10 @@ def test_a_folder_of_another_evaluation_is_refused(model: Path, tmp_path: Path, 
     with pytest.raises(ConfigError, match="other weights"):
         run_evaluation(settings(write_model(tmp_path / "other", seed=1), tmp_path, server), folder)
     changed = settings(model, tmp_path, server)
+    data = tmp_path / "sums.jsonl"
+    data.write_text(data.read_text().replace('\\"target\\": 10', '\\"target\\": 11', 1))
+    with pytest.raises(ConfigError, match="other questions"):  # the verdicts there are of the old ground truth
+        run_evaluation(changed, folder)
     write_questions(tmp_path, QUESTIONS - 1)
     with pytest.raises(ConfigError, match="other questions"):
         run_evaluation(changed, folder)
@@ -225,8 +293,13 @@ def test_regrading_needs_no_model_and_takes_graders_alone(model: Path, tmp_path:
     _, other = regrade_folder(folder, ["benchmarks.sums.grader=math"])
     assert other["benchmarks"]["sums"]["avg_at_k"]["mean"] == 0.0
     assert {row["grader"] for row in read_samples(folder).values()} == {"math"}
-    with pytest.raises(ConfigError, match="only graders can change"):
-        regrade_folder(folder, ["benchmarks.sums.temperature=1"])
+    assert regrade_folder(folder, [])[1] == other  # the folder says by what it is graded
+    for override in ("benchmarks.sums.temperature=1", "model=other", "benchmarks.sums.column=AMC"):
+        with pytest.raises(ConfigError, match=r"--regrade takes benchmarks\.NAME\.grader"):
+            regrade_folder(folder, [override])
+    (folder / "samples.jsonl").unlink()
+    with pytest.raises(ConfigError, match="holds no sample yet"):
+        regrade_folder(folder, [])
     with pytest.raises(ConfigError, match=r"holds no evaluation\.yaml"):
         regrade_folder(tmp_path, [])
 

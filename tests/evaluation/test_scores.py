@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ RIGHT, WRONG, UNJUDGED = "right", "wrong", "unjudged"
 def sample(question: int, number: int, verdict: str, extracted: str | None = "1", **changes: Any) -> dict[str, Any]:
     return {
         "step": 0, "benchmark": "set", "question": f"q{question}", "sample": number, "verdict": verdict,
-        "extracted": extracted, "text": "so 1", "tokens": 10, "finish_reason": "stop",
+        "extracted": extracted, "text": "so 1", "tokens": 10, "finish_reason": "stop", "grader": "math",
+        "grader_version": "1",
     } | changes  # fmt: skip
 
 
@@ -45,15 +47,27 @@ def matrix(questions: dict[str, list[dict[str, Any]]]) -> np.ndarray:
 def test_statistics_agree_with_scipy_and_with_every_draw() -> None:
     questions = drawn(9, seed=0)
     found, right = score_benchmark(questions), matrix(questions)
-    t = stats.ttest_1samp(right.mean(1), 0).confidence_interval(0.95)
-    avg = found["avg_at_k"]
-    assert (avg["mean"], avg["low"], avg["high"]) == pytest.approx((right.mean(), max(0, t.low), min(1, t.high)))
+    answers = [[s["extracted"] for s in own] for own in questions.values()]
     assert list(found["pass_at_k"]) == ["1", "2", "4", "5"] == list(found["maj_at_k"])
     for k in (1, 2, 4, 5):
         picks = [list(pick) for pick in itertools.combinations(range(SAMPLES), k)]
-        draws = np.array([[row[pick].any() for pick in picks] for row in right])
-        assert found["pass_at_k"][str(k)] == pytest.approx(with_interval(draws.mean(1)))
+        passed = np.array([np.mean([row[pick].any() for pick in picks]) for row in right])
+        pairs = zip(answers, right, strict=True)
+        major = np.array([np.mean([vote(own, row, pick) for pick in picks]) for own, row in pairs])
+        assert found["pass_at_k"][str(k)]["mean"] == pytest.approx(passed.mean())
+        assert found["maj_at_k"][str(k)]["mean"] == pytest.approx(major.mean())
+    for values, said in ((right.mean(1), found["avg_at_k"]), (right.mean(1), found["pass_at_k"]["1"])):
+        t = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert 0 < t.low and t.high < 1  # else another interval is used
+        assert (said["mean"], said["low"], said["high"]) == pytest.approx((values.mean(), t.low, t.high))
     assert (found["questions"], found["rows"], found["samples"]) == (9, 45, 5)
+
+
+def vote(answers: list[str], right: np.ndarray, pick: list[int]) -> float:
+    """Share of the most frequent answers of a draw that are right; equal answers share what their samples were."""
+    votes = Counter(answers[i] for i in pick)
+    best = [answer for answer, n in votes.items() if n == max(votes.values())]
+    return float(np.mean([np.mean([right[i] for i in range(len(right)) if answers[i] == a]) for a in best]))
 
 
 def test_unjudged_samples_have_no_part_in_a_score() -> None:
@@ -94,12 +108,35 @@ def test_questions_that_are_all_alike_still_leave_an_interval(value: float) -> N
     assert (found["low"], found["high"]) == pytest.approx((0.0, width) if value == 0 else (1 - width, 1.0))
 
 
+def test_near_0_and_1_an_interval_does_not_shrink_with_one_more_right_answer() -> None:
+    none, one, two = (with_interval([0.0] * (30 - n) + [1 / 32] * n) for n in range(3))
+    assert none["low"] == 0.0 and 0.11 < none["high"] < one["high"] < two["high"] < 0.13
+    all_but_one = with_interval([1.0] * 29 + [31 / 32])
+    assert (all_but_one["low"], all_but_one["high"]) == pytest.approx((1 - one["high"], 1 - one["low"]))
+
+
+def test_a_variance_of_independent_questions_gives_clopper_and_pearsons_interval() -> None:
+    found = with_interval([1.0] * 2 + [0.0] * 38)  # Student's would begin below 0
+    exact = stats.binomtest(2, 40).proportion_ci(method="exact")
+    assert (found["low"], found["high"]) == pytest.approx((exact.low, exact.high), rel=0.05)
+
+
+def test_questions_that_are_all_half_right_leave_an_interval() -> None:
+    found = with_interval([0.5] * 5)
+    assert found["low"] < 0.2 and found["high"] > 0.8
+
+
 def test_the_mean_over_rows_reproduces_the_papers_average() -> None:
     """Of its Table 2, from the rows that each column has; the plain mean is another number."""
     printed = {"Qwen2.5-7B GRPO": 38.6, "Qwen2.5-7B KL-Cov": 40.6, "Qwen2.5-32B GRPO": 45.8, "Qwen2.5-32B KL-Cov": 52.2}
     for model, average in printed.items():
         benchmarks = {
-            name: {"avg_at_k": {"mean": published.SCORES[model][name]}, "rows": published.ROWS[name], "column": name}
+            name: {
+                "avg_at_k": {"mean": published.SCORES[model][name]},
+                "rows": published.ROWS[name],
+                "judged": published.ROWS[name],
+                "column": name,
+            }
             for name in published.COLUMNS
         }
         found = means(benchmarks)
@@ -112,9 +149,12 @@ def test_the_mean_over_rows_reproduces_the_papers_average() -> None:
         assert not means(benchmarks)["over_rows_comparable_with_paper"]
 
 
-def write(folder: Path, questions: dict[str, list[dict[str, Any]]]) -> Path:
+def write(folder: Path, questions: dict[str, list[dict[str, Any]]], truth: str = "1") -> Path:
     folder.mkdir()
     rows = [s for own in questions.values() for s in own]
+    asked = {(row["benchmark"], row["question"]) for row in rows}
+    described = [{"benchmark": b, "id": q, "prompt": f"what is {q}?", "ground_truth": truth} for b, q in sorted(asked)]
+    (folder / "questions.json").write_text(json.dumps(described))
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -134,10 +174,25 @@ def test_folders_are_compared_by_question(tmp_path: Path) -> None:
 def test_folders_that_do_not_match_are_not_compared(tmp_path: Path) -> None:
     one = write(tmp_path / "a", drawn(3, seed=1))
     more = write(tmp_path / "b", drawn(4, seed=1))
-    assert "1 questions are in one folder alone, q3" in compare_folders(one, more)["set"]
+    assert "the questions, their prompts or their ground truths differ" in compare_folders(one, more)["set"]
+    other_truth = write(tmp_path / "t", drawn(3, seed=1), truth="2")
+    assert "ground truths differ" in compare_folders(one, other_truth)["set"]
+    for field, value, message in (("grader_version", "2", "other graders"), ("verdict", None, "not graded yet")):
+        changed = drawn(3, seed=1)
+        changed["q0"][0][field] = value
+        assert message in compare_folders(one, write(tmp_path / field, changed))["set"]
     few = {"q0": [sample(0, 0, RIGHT)], "q1": [sample(1, 0, UNJUDGED)]}
     lacking = compare_folders(write(tmp_path / "c", few), write(tmp_path / "d", few))["set"]
     assert "1 questions were judged on both sides" in lacking
     other_set = write(tmp_path / "e", {"q0": [sample(0, 0, RIGHT, benchmark="other")]})
     with pytest.raises(ConfigError, match="nothing to compare"):
         compare_folders(one, other_set)
+    with pytest.raises(ConfigError, match=r"holds no questions\.json"):
+        compare_folders(one, tmp_path / "absent")
+
+
+def test_questions_of_one_folder_alone_are_said(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "a", drawn(4, seed=1)), write(tmp_path / "b", drawn(4, seed=1))
+    lines = (other / "samples.jsonl").read_text().splitlines(keepends=True)
+    (other / "samples.jsonl").write_text("".join(line for line in lines if '"q3"' not in line))
+    assert "1 questions are in one folder alone, q3" in compare_folders(one, other)["set"]

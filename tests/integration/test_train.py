@@ -169,6 +169,7 @@ def test_evaluations_on_the_way_change_nothing_in_the_run_and_come_again_after_a
     tasks = {name: found["benchmarks"]["task"] for name, found in scores.items()}
     assert all(task["rows"] == 40 and task["unjudged"] == 0 for task in tasks.values())
     recorded = [row for row in rows(folder) if "evaluation_step" in row]
+    assert recorded[-1]["step"] == recorded[-1]["evaluation_step"] == 5
     for row in recorded:
         mean = tasks[f"step_00000{row['evaluation_step']}"]["avg_at_k"]["mean"]
         assert row["evaluation_avg_at_k"] == {"task": mean} and row["evaluation_step"] <= row["step"]
