@@ -19,8 +19,8 @@ from pyrl.evaluation.store import SETTINGS, open_folder, read_samples, weights_f
 log = logging.getLogger("pyrl")
 
 REGRADE_OVERRIDE = re.compile(r"(benchmarks\.[^.=]+\.grader|grader_workers|grader_timeout_seconds|page_samples)=")
-UNJUDGED_ALARM = 0.01
-"""Warn above this share of samples."""
+UNJUDGED_ALARM, NO_ANSWER_ALARM = 0.01, 0.5
+"""Warn above these shares of samples."""
 
 
 def run_evaluation(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
@@ -70,4 +70,9 @@ def _scored(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
             log.warning("%s: %d samples were never drawn: these scores are of the others", name, benchmark["missing"])
         if benchmark["empty"] == 1.0:
             log.warning("%s: every response is empty: is this the right template for the model?", name)
+        elif (benchmark["without_answer"] or 0) > NO_ANSWER_ALARM:
+            log.warning(
+                "%s: %.1f%% of the responses hold no answer where the grader looks for one: does the model follow "
+                "`instruction`, and is `max_tokens` enough?", name, 100 * benchmark["without_answer"]
+            )  # fmt: skip
     return scores

@@ -57,6 +57,7 @@ def score_benchmark(questions: dict[str, list[Sample]]) -> dict[str, Any]:
         "truncated": _share(samples, lambda s: s["finish_reason"] == "length"),
         "unjudged": _share(samples, lambda s: s["verdict"] == "unjudged"),
         "empty": _share(samples, lambda s: not s["text"].strip()),
+        "without_answer": _share(samples, lambda s: s["verdict"] == "wrong" and s["extracted"] is None),
         "tokens_mean": float(np.mean([s["tokens"] for s in samples])) if samples else None,
     }
 

@@ -250,6 +250,14 @@ def test_a_model_that_answers_nothing_is_wrong_and_said(
     assert "sums: every response is empty" in caplog.text
 
 
+def test_a_model_that_does_not_answer_as_asked_is_said(
+    model: Path, tmp_path: Path, server: FakeVLLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = settings(model, tmp_path, server, benchmark={"grader": "math"})
+    assert run_evaluation(config, tmp_path / "out")["benchmarks"]["sums"]["without_answer"] == 1.0
+    assert "sums: 100.0% of the responses hold no answer where the grader looks for one" in caplog.text
+
+
 def test_a_folder_of_another_evaluation_is_refused(model: Path, tmp_path: Path, server: FakeVLLM) -> None:
     folder = tmp_path / "out"
     run_evaluation(settings(model, tmp_path, server), folder)
