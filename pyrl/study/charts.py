@@ -55,12 +55,12 @@ def steering_charts(points: list[SteeringPoint]) -> list[LawChart]:
 
 
 def _steering_chart(setting: str, points: list[SteeringPoint]) -> LawChart:
-    return LawChart(f"Entropy at the end over {setting.rpartition('.')[2]}", "Bars: 95% over seeds, where there are "
-                    "several.", lambda axes: _steering(axes, setting, points))  # fmt: skip
+    return LawChart(f"Entropy over {setting.rpartition('.')[2]}", "At the end. Bars: 95% over seeds, where "
+                    "there are several.", lambda axes: _steering(axes, setting, points))  # fmt: skip
 
 
 def _selected_chart(setting: str, points: list[SteeringPoint]) -> LawChart:
-    return LawChart(f"Selected tokens over {setting.rpartition('.')[2]}", "A step, mean over the steps.",
+    return LawChart(f"Selected over {setting.rpartition('.')[2]}", "Tokens a step, mean over the steps.",
                     lambda axes: _selected(axes, setting, points))  # fmt: skip
 
 
@@ -147,6 +147,8 @@ def _swept(
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     if numeric and min(values) > 0 and max(values) >= DECADES * min(values):
         axes.set_xscale("log")
+        axes.set_xticks(sorted(values), [tick_label(value) for value in sorted(values)])
+        axes.xaxis.set_minor_locator(NullLocator())
     if not numeric:
         axes.set_xticks(range(len(values)), [str(value) for value in values])
     for number, arm in enumerate(dict.fromkeys(point.arm for point in points)):

@@ -176,7 +176,7 @@ def test_swept_values_have_their_places(values: list[Any], scale: str, places: l
     end = Interval(0.5, None, None, 1)
     points = [SteeringPoint("one", "a.b", value, end, end, 10.0 * i) for i, value in enumerate(values)]
     points += [SteeringPoint("other", "a.b", values[-1], end, end, None)]
-    chart = next(c for c in steering_charts(points) if c.title == "Selected tokens over b")
+    chart = next(c for c in steering_charts(points) if c.title == "Selected over b")
     axes = Figure().add_subplot()
     chart.draw(axes)
     (line,) = axes.lines
@@ -187,7 +187,7 @@ def test_swept_values_have_their_places(values: list[Any], scale: str, places: l
 def test_nothing_selected_has_no_chart() -> None:
     end = Interval(0.5, None, None, 1)
     charts = steering_charts([SteeringPoint("clip", "a.b", value, end, end, None) for value in (1, 2)])
-    assert [chart.title for chart in charts] == ["Entropy at the end over b"]
+    assert [chart.title for chart in charts] == ["Entropy over b"]
 
 
 def test_the_page_stands_alone_and_the_numbers_are_json(findings: Findings) -> None:
