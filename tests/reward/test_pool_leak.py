@@ -30,9 +30,9 @@ HANG_LIMIT = 0.3
 
 # From the 2,000th to the 10,000th grading. An object kept of every grading is 8,000 blocks of the parent, and a pair of
 # texts kept by the worker, which does at least half of them, some 250 bytes and so 1 MB.
-MAX_BLOCKS = 2_000
-MAX_PARENT_BYTES = 2 << 20
-MAX_WORKER_BYTES = 1 << 19
+MAX_BLOCKS = 4_000
+MAX_PARENT_BYTES = 8 << 20  # other tests' threads live in this process too
+MAX_WORKER_BYTES = 3 << 18
 
 
 @dataclass
