@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import ops, peers, table
+from benchmarks import machine, ops, peers, table
 from benchmarks.measure import measure
 from pyrl.ops import build_info
 
@@ -52,7 +52,7 @@ def _folder(measured: Sequence[str], scale: float) -> Path:
 def _context(device: torch.device, arguments: Sequence[str] | None) -> dict[str, Any]:
     installed = {peer.name: peers.load(peer) for peer in peers.ALL}
     return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{_processor()} {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else machine.cpu(),
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)]),
         "threads": torch.get_num_threads(),
@@ -62,13 +62,6 @@ def _context(device: torch.device, arguments: Sequence[str] | None) -> dict[str,
         "GPU": "measured" if device.type == "cuda" else "no CUDA device: not measured",
         "peers": "; ".join(f"{n} {about}" if f else f"{n}: {about}" for n, (f, about) in installed.items()),
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from benchmarks.case import Row
+from benchmarks.machine import file_stem
 
 _COLUMNS = ("", "median time", "peak memory beyond inputs and outputs", "largest error against float64",
             "eager / this", "share of the ceiling", "")  # fmt: skip
@@ -19,7 +19,7 @@ _COLUMNS = ("", "median time", "peak memory beyond inputs and outputs", "largest
 def write(rows: Sequence[Row], context: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     """`context` holds at least `device`, `date` and `command`."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", context["device"].lower()).strip("-") + "_" + context["date"]
+    name = file_stem(context)
     markdown_file, json_file = folder / f"{name}.md", folder / f"{name}.json"
     markdown_file.write_text(markdown(rows, context))
     json_file.write_text(json.dumps({**context, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n")
