@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from pyrl.reward.answers import strip_wrappers, tidy
@@ -38,15 +38,13 @@ def parse(text: str, *, rewrite: bool = True) -> Any:
     Raises UnreadableError.
     """
     from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, normalize_latex
-    from math_verify.parser import parse_latex_cached
-
     text = strip_wrappers(text)
     text = _rewrite(text) if rewrite else text
     config = NormalizationConfig(
         basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
     )
     try:
-        parsed = parse_latex_cached(normalize_latex(text, config=config))
+        parsed = _to_sympy(normalize_latex(text, config=config))
     except MemoryError:
         raise
     except Exception as error:  # the LaTeX parser raises bare Exception
@@ -55,6 +53,50 @@ def parse(text: str, *, rewrite: bool = True) -> Any:
     if parsed is None or isinstance(parsed, str | list):
         raise UnreadableError("it is not one expression")
     return parsed
+
+
+def _to_sympy(text: str) -> Any:
+    """As `math_verify.parser.parse_latex_cached`, in half the time: the whole text, or else its last equation."""
+    from math_verify.parser import get_last_eq
+
+    try:
+        return _in_two_stages(text)
+    except MemoryError:
+        raise
+    except Exception:  # the LaTeX parser raises bare Exception
+        last = get_last_eq(text)
+        if last == text:
+            raise
+        return _in_two_stages(last)
+
+
+def _in_two_stages(text: str) -> Any:
+    """ANTLR's SLL prediction gives the tree of its default, LL, or a syntax error (ANTLR's documentation of
+    PredictionMode); only then LL, which takes most of the time, has to decide."""
+    from antlr4.atn.PredictionMode import PredictionMode
+    from math_verify.parser import should_treat_as_complex
+
+    is_real = not should_treat_as_complex(text)
+    try:
+        return _converter(PredictionMode.SLL)(is_real=is_real).parse(text)
+    except MemoryError:
+        raise
+    except Exception:
+        return _converter(PredictionMode.LL)(is_real=is_real).parse(text)
+
+
+@cache
+def _converter(mode: Any) -> type:
+    """latex2sympy's converter with a parser of this prediction mode."""
+    from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+
+    class Converter(_Latex2Sympy):
+        def create_parser(self, latex_str: str) -> Any:
+            parser = super().create_parser(latex_str)
+            parser._interp.predictionMode = mode
+            return parser
+
+    return Converter
 
 
 def _rewrite(text: str) -> str:
