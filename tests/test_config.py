@@ -11,7 +11,8 @@ import yaml
 from pyrl.config import ClipCov, ConfigError, KLCov, PPOClip, RunConfig, load_config, parse_config
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
-CONFIGS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "study")  # those: tests/study
+# Studies and evaluations are other things: tests/study, tests/evaluation.
+CONFIGS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name not in ("study", "eval"))
 REQUIRED = {"model": {"path": "m"}, "data": {"path": "d"}}
 REQUIRED_OVERRIDES = ["model.path=m", "data.path=d", "data.validation_path=v"]
 

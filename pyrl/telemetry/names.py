@@ -267,7 +267,7 @@ GROUP_TITLES = {
 
 
 def reproducible_names() -> tuple[str, ...]:
-    """Metrics that a resumed deterministic run repeats to the bit: all but times and memory."""
+    """Metrics that a resumed deterministic run repeats to the bit: all but times, memory and when it was graded."""
     return tuple(name for name, metric in METRICS.items() if metric.reproducible)
 
 
@@ -280,7 +280,8 @@ def to_markdown() -> str:
         "",
         "A run writes one JSON object a rollout step to `metrics.jsonl`. A value that is not defined in a step is",
         "null, never 0 or NaN. Names marked * appear only when the run knows them; the others are in every record.",
-        "Shares are fractions, never percent. Everything but times and memory is bit-equal in a resumed and an",
+        "Shares are fractions, never percent. Everything but times, memory and `evaluation_*`, which is recorded when",
+        "it is graded, is bit-equal in a resumed and an",
         "unbroken run with `deterministic: true`.",
     ]
     for group, title in GROUP_TITLES.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +12,10 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pyrl.config import ConfigError, parse_config
 from pyrl.evaluation.store import read_samples
 from pyrl.quickstart.task import SOURCE
+from pyrl.stages.evaluate import load_settings
 from tests.run_job import Job, differences, records, rows, same_weights
 
 
@@ -157,17 +158,19 @@ def evaluated(job: Job) -> list[str]:
 
 
 @pytest.mark.slow
-def test_evaluations_on_the_way_change_nothing_in_the_run_and_come_again_after_a_kill(
-    job: Job, unbroken: Path
-) -> None:
+def test_evaluations_on_the_way_change_nothing_in_the_run_and_outlive_a_kill(job: Job, unbroken: Path) -> None:
     folder = job.folder / "evaluated"
+    kill_when(job, folder, lambda: has_records(folder, 3), *evaluated(job))
+    # as if it had been killed before these were graded
+    (folder / "evaluations" / "step_000002" / "scores.json").unlink(missing_ok=True)
     job.finish(folder, *evaluated(job))
     assert differences(unbroken, folder) == []
     steps = [f"step_00000{n}" for n in (0, 2, 4, 5)]
-    assert sorted(each.name for each in (folder / "evaluations").iterdir()) == steps
+    names = [each.name for each in (folder / "evaluations").iterdir()]
+    assert sorted(name for name in names if not name.startswith("superseded")) == steps
     scores = {name: json.loads((folder / "evaluations" / name / "scores.json").read_text()) for name in steps}
     tasks = {name: found["benchmarks"]["task"] for name, found in scores.items()}
-    assert all(task["rows"] == 40 and task["unjudged"] == 0 for task in tasks.values())
+    assert all(task["rows"] == 40 and task["unjudged"] == 0 and task["missing"] == 0 for task in tasks.values())
     recorded = [row for row in rows(folder) if "evaluation_step" in row]
     assert recorded[-1]["step"] == recorded[-1]["evaluation_step"] == 5
     for row in recorded:
@@ -179,31 +182,27 @@ def test_evaluations_on_the_way_change_nothing_in_the_run_and_come_again_after_a
     assert {row["step"] for row in last.values()} == {5}
     assert [row["text"] for row in first.values()] != [row["text"] for row in last.values()]
 
-    killed = job.folder / "evaluated-killed"
-    kill_when(job, killed, lambda: has_records(killed, 3), *evaluated(job))
-    # as if it had been killed before these were graded
-    (killed / "evaluations" / "step_000002" / "scores.json").unlink(missing_ok=True)
-    job.finish(killed, *evaluated(job))
-    assert differences(unbroken, killed) == []
-    for name in steps:
-        again = killed / "evaluations" / name
-        assert json.loads((again / "scores.json").read_text()) == scores[name]
-        assert read_samples(again) == read_samples(folder / "evaluations" / name)
-
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["evaluation.every=2"], "evaluation.every without evaluation.config"),
-        (["evaluation.overrides=[benchmarks.task.max_tokens=30]"], "needs .* tokens with its response"),
-        (["evaluation.overrides=[benchmarks.task.sample=2]"], "benchmarks.task.sample: unknown key"),
+        (["benchmarks.task.max_tokens=30"], "needs .* tokens with its response"),
+        (["benchmarks.task.sample=2"], "benchmarks.task.sample: unknown key"),
+        (["benchmarks.task.grader=maths"], "'maths' is unknown"),
     ],
 )
 def test_an_evaluation_that_could_not_take_place_is_refused_at_the_start(
     job: Job, overrides: list[str], message: str
 ) -> None:
-    settings = overrides if overrides == ["evaluation.every=2"] else [*evaluated(job), *overrides]
-    folder = job.folder / "refused"
-    ended = subprocess.run(job.command(folder, *settings), capture_output=True, text=True)
-    assert ended.returncode == 2 and re.search(message, ended.stderr), ended.stderr
-    assert not folder.exists()
+    config = parse_config(
+        job.config.model_dump(mode="json")
+        | {"evaluation": {"every": 2, "config": evaluated(job)[1].partition("=")[2], "overrides": overrides}},
+        origin="job",
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_settings(config, AutoTokenizer.from_pretrained(config.model.path))
+
+
+def test_evaluations_need_benchmarks(job: Job) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.every without evaluation\.config"):
+        parse_config(job.config.model_dump(mode="json") | {"evaluation": {"every": 2}}, origin="job")

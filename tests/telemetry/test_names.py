@@ -55,4 +55,6 @@ def test_covariance_names_are_the_shares_written_as_fractions() -> None:
 
 def test_only_times_and_memory_may_differ_between_equal_runs() -> None:
     varying = set(METRICS) - set(reproducible_names())
-    assert varying == {n for n in METRICS if n.startswith(("seconds_", "memory_"))} | {"tokens_per_second"}
+    # Evaluations are graded beside the steps: which step finds them graded is a matter of time.
+    timed = {n for n in METRICS if n.startswith(("seconds_", "memory_", "evaluation_"))}
+    assert varying == timed | {"tokens_per_second"}
