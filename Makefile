@@ -18,6 +18,8 @@ ARGS ?=
 PYTEST_ARGS ?=
 # A file of tests stays in one process, so what its tests share is made once. Each may start a server of 2 GB.
 TEST_PROCESSES ?= 2
+# Of each process: OpenMP threads that wait for work spin, and would take the other processes' cores.
+TEST_THREADS ?= 1
 
 # Three processes import vLLM at every start of a server; without cached byte code each pays 20 s more.
 unexport PYTHONDONTWRITEBYTECODE
@@ -36,7 +38,8 @@ quickstart: setup ## train a small model with GRPO and with KL-Cov; the report i
 	$(BIN)/python -m pyrl quickstart $(ARGS)
 
 test: setup ## run every test (PYTEST_ARGS="-k word"; PYRL_DATA_DIR points at real data)
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile \
+		--no-loadscope-reorder $(PYTEST_ARGS)
 
 # With the packages of $(PYTHON), a PYTHONPATH included: a GPU machine's own torch, in place of the lock; and with the cmake
 # on PATH, 3.26 or later (Debian 12 ships 3.25: pip install cmake).
