@@ -41,9 +41,17 @@ def evaluation(model: Path, folder: Path, *overrides: str) -> str:
 
 
 def test_the_final_policy_comes_before_checkpoints(tmp_path: Path, recorder: Path) -> None:
-    run = with_files(tmp_path / "run", "final/config.json", "checkpoints/step_000004/manifest.json")
+    run = with_files(tmp_path / "run", "checkpoints/step_000004/manifest.json", "final/config.json")
     wanted = evaluation(run / "final", run / "evaluations/aime-final", "only=[aime24]")
     assert calls(recorder, f"{run}/", "only=[aime24]") == [wanted]
+
+
+def test_a_run_that_goes_on_gives_its_newest_checkpoint(tmp_path: Path, recorder: Path) -> None:
+    run = with_files(tmp_path / "run", "final/config.json", "checkpoints/step_000004/manifest.json")
+    ended = (run / "final/config.json").stat().st_mtime
+    newer = with_files(run / "checkpoints/step_000006", "manifest.json")
+    os.utime(newer, (ended + 60, ended + 60))
+    assert calls(recorder, str(run))[-1] == evaluation(run / "hf/step_000006", run / "evaluations/aime-step_000006")
 
 
 def test_a_run_without_a_final_policy_gives_its_newest_checkpoint(tmp_path: Path, recorder: Path) -> None:
