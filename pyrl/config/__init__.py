@@ -41,6 +41,7 @@ from pyrl.config.run import (
 )
 from pyrl.config.sections import (
     CheckpointConfig,
+    ColumnsConfig,
     DataConfig,
     DynamicSamplingConfig,
     EvaluationDuringConfig,
@@ -61,6 +62,7 @@ __all__ = [
     "CheckpointConfig",
     "ClipCov",
     "ClipHigher",
+    "ColumnsConfig",
     "ConfigError",
     "ControlConfig",
     "DataConfig",

@@ -52,12 +52,25 @@ class ParallelConfig(Section):
     or else all cores. More than the model can use take time from the servers on the same machine."""
 
 
+class ColumnsConfig(Section):
+    """Of a file that holds plain values in place of the nested schema: one question a row."""
+
+    prompt: str
+    """Column of the question's text, which becomes the user's message."""
+    ground_truth: str
+    """Column of the answer: text or a number."""
+    id: str | None = None
+    """Column of a text or whole number that is each question's own. None: the row's number."""
+
+
 class DataConfig(Section):
     path: Path
     """Training prompts: parquet or JSONL in the `prompt` / `reward_model.ground_truth` / `data_source` schema. Public
     sets in this schema: BytedTsinghua-SIA/DAPO-Math-17k, PRIME-RL/Eurus-2-RL-Data."""
     validation_path: Path | None = None
     """Held-out prompts in the same schema."""
+    columns: ColumnsConfig | None = None
+    """Of both files, where they are not in that schema. `data_source` is then the file's name without suffix."""
     template: Literal["chat", "r1_zero", "plain"] = "chat"
     """`chat`: the tokenizer's chat template; `r1_zero`: the R1-Zero conversation text; `plain`: the text as it is."""
     max_prompt_tokens: PositiveInt = 1024

@@ -1,4 +1,5 @@
-"""Prompt files: parquet or JSONL, one question a row, in the schema that verifiable-reward RL shares.
+"""Prompt files: parquet or JSONL, one question a row, in the schema that verifiable-reward RL shares, or in plain
+columns that `data.columns` names.
 
 data_source (str), prompt (list of {role, content}), reward_model {ground_truth (str), ...}, extra_info {index, ...}
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from pyrl.config import ConfigError, DataConfig
+from pyrl.config import ColumnsConfig, ConfigError, DataConfig
 from pyrl.data.templates import Message, encode
 from pyrl.types import Prompt
 
@@ -25,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("data_source", "prompt", "reward_model", "extra_info")
 WHERE_TO_GET_DATA = (
-    "public sets in this schema: BytedTsinghua-SIA/DAPO-Math-17k and PRIME-RL/Eurus-2-RL-Data on the Hugging Face hub"
+    "public sets in this schema: BytedTsinghua-SIA/DAPO-Math-17k and PRIME-RL/Eurus-2-RL-Data on the Hugging Face hub; "
+    "for plain columns name them in `columns`"
 )
 
 
@@ -85,11 +88,12 @@ def fingerprint(prompts: Iterable[Prompt]) -> str:
 def load_prompt_set(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, path: Path) -> PromptSet:
     """Read, check, deduplicate, template and tokenize.
 
-    A question's id is `<data_source>/<extra_info.index>`, or `<data_source>/row<number>` without an index. Raises
+    A question's id is `<data_source>/<extra_info.index>`, or `<data_source>/row<number>` without an index; with
+    `data.columns`, the file's name without suffix stands for the source, and `columns.id` for the index. Raises
     ConfigError naming file, row and field: no file, a format that is not known, a corrupt row, one id with two
     contents, a prompt over `data.max_prompt_tokens` (with `overlong_prompts: error`), or nothing left.
     """
-    rows, total = _distinct(_read_rows(path))
+    rows, total = _distinct(_read_rows(path, config.columns))
     token_ids = encode([row.messages for row in rows], config.template, tokenizer)
     prompts, overlong = [], 0
     for row, ids in zip(rows, token_ids, strict=True):
@@ -109,12 +113,12 @@ def load_prompt_set(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, p
     return PromptSet(prompts, rows=total, duplicates=total - len(rows), overlong=overlong)
 
 
-def load_questions(path: Path) -> tuple[list[Row], int]:
+def load_questions(path: Path, columns: ColumnsConfig | None = None) -> tuple[list[Row], int]:
     """The first row of every question of a file, in file order, and the number of rows; not templated.
 
     Rows with equal prompt and ground truth are one question. Raises ConfigError as `load_prompt_set`.
     """
-    rows, total = _distinct(_read_rows(path))
+    rows, total = _distinct(_read_rows(path, columns))
     if not rows:
         raise ConfigError(f"{path}: holds no row; {WHERE_TO_GET_DATA}")
     return rows, total
@@ -131,31 +135,38 @@ def _distinct(rows: Iterator[Row]) -> tuple[list[Row], int]:
         namesake = by_id.setdefault(row.id, first)
         if namesake is not first:
             raise ConfigError(
-                f"{row.where}: id {row.id!r} (data_source/extra_info.index) was already given to another question at "
-                f"{namesake.where}; make extra_info.index unique within its data_source"
+                f"{row.where}: id {row.id!r} was already given to another question at {namesake.where}; make "
+                "extra_info.index, or the column of columns.id, unique within its source"
             )
     return list(by_content.values()), total
 
 
-def _read_rows(path: Path) -> Iterator[Row]:
+def _read_rows(path: Path, columns: ColumnsConfig | None) -> Iterator[Row]:
     if not path.is_file():
         raise ConfigError(f"prompt file {path} does not exist; {WHERE_TO_GET_DATA}")
     readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl}
     if path.suffix not in readers:
         raise ConfigError(f"prompt file {path}: suffix {path.suffix!r} is not one of {', '.join(readers)}")
-    for number, where, raw in readers[path.suffix](path):
-        yield _parse(raw, number, where)
+    for number, where, raw in readers[path.suffix](path, columns):
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{where}: wanted an object with {', '.join(COLUMNS)}, got {type(raw).__name__}")
+        yield _parse(raw, number, where) if columns is None else _parse_plain(raw, number, where, columns, path.stem)
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, str, Any]]:
+def _read_parquet(path: Path, columns: ColumnsConfig | None) -> Iterator[tuple[int, str, Any]]:
+    required = COLUMNS[:3] if columns is None else [name for name in columns.model_dump().values() if name is not None]
     row = 0
     try:
         with pq.ParquetFile(path) as file:
             present = set(file.schema_arrow.names)
-            for column in ("data_source", "prompt", "reward_model"):
+            for column in required:
                 if column not in present:
-                    raise ConfigError(f"{path}, row 0: column {column!r} is missing; {WHERE_TO_GET_DATA}")
-            for batch in file.iter_batches(columns=[c for c in COLUMNS if c in present]):
+                    raise ConfigError(
+                        f"{path}, row 0: column {column!r} is missing; there are {', '.join(sorted(present))}; "
+                        + WHERE_TO_GET_DATA
+                    )
+            wanted = COLUMNS if columns is None else required
+            for batch in file.iter_batches(columns=[c for c in wanted if c in present]):
                 for raw in batch.to_pylist():
                     yield row, f"{path}, row {row}", raw
                     row += 1
@@ -163,7 +174,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, str, Any]]:
         raise ConfigError(f"{path}, after {row} rows: not readable as parquet: {error}") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, str, Any]]:
+def _read_jsonl(path: Path, _: ColumnsConfig | None) -> Iterator[tuple[int, str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
@@ -176,9 +187,21 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, str, Any]]:
             yield number, where, raw
 
 
-def _parse(raw: Any, number: int, where: str) -> Row:
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{where}: wanted an object with {', '.join(COLUMNS)}, got {type(raw).__name__}")
+def _parse_plain(raw: dict[str, Any], number: int, where: str, columns: ColumnsConfig, source: str) -> Row:
+    index = f"row{number}" if columns.id is None else _id(raw.get(columns.id), columns.id, where)
+    text = _text(raw.get(columns.prompt), columns.prompt, where)
+    truth = _answer(raw.get(columns.ground_truth), columns.ground_truth, where)
+    return Row(where, f"{source}/{index}", source, [{"role": "user", "content": text}], truth)
+
+
+def _answer(value: Any, field: str, where: str) -> str:
+    """142.0, as some files hold it, is 142."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(int(value) if value == int(value) else value)
+    return _text(value, field, where)
+
+
+def _parse(raw: dict[str, Any], number: int, where: str) -> Row:
     source = _text(raw.get("data_source"), "data_source", where)
     reward_model = raw.get("reward_model")
     if not isinstance(reward_model, dict):
@@ -215,6 +238,10 @@ def _index(extra_info: Any, number: int, where: str) -> str:
     index = (extra_info or {}).get("index")
     if index is None:
         return f"row{number}"
-    if isinstance(index, bool) or not isinstance(index, int | str) or index == "":
-        raise ConfigError(f"{where}: field extra_info.index: wanted a number or a string, got {index!r:.80}")
-    return str(index)
+    return _id(index, "extra_info.index", where)
+
+
+def _id(value: Any, field: str, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise ConfigError(f"{where}: field {field}: wanted a number or a string, got {value!r:.80}")
+    return str(value)

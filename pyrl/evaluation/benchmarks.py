@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def load_benchmarks(config: EvaluationConfig, tokenizer: PreTrainedTokenizerBase
     _check_at_hand(config)
     questions = []
     for name, benchmark in config.chosen.items():
-        rows, _ = load_questions(_find(name, benchmark, config.data_dir))
+        rows, _ = load_questions(_find(name, benchmark, config.data_dir), benchmark.columns)
         if benchmark.expected_rows not in (None, len(rows)):
             raise ConfigError(
                 f"benchmarks.{name}: {benchmark.source} holds {len(rows)} questions, expected_rows is "
@@ -90,12 +91,15 @@ def _find(name: str, benchmark: BenchmarkConfig, data_dir: Path | None) -> Path:
 def _download(name: str, address: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    owner, slash, rest = address.partition("/")
-    repository, second, file = rest.partition("/")
-    if not (slash and second and file):
-        raise ConfigError(f"benchmarks.{name}.source hub:{address}: want hub:OWNER/NAME/FILE")
+    parts = re.fullmatch(r"(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)", address)
+    if parts is None:
+        raise ConfigError(
+            f"benchmarks.{name}.source hub:{address}: want hub:OWNER/NAME/FILE or hub:OWNER/NAME@REVISION/FILE"
+        )
     try:
-        return Path(hf_hub_download(f"{owner}/{repository}", file, repo_type="dataset"))
+        return Path(
+            hf_hub_download(parts["repository"], parts["file"], repo_type="dataset", revision=parts["revision"])
+        )
     except (OSError, ValueError) as error:  # its HTTP errors are OSErrors
         raise ConfigError(f"benchmarks.{name}.source hub:{address} could not be fetched: {error}") from error
 

@@ -7,13 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from pyrl.config import ConfigError, Fraction, Integer, Number, PositiveInt, Seconds, Section, load_tree
+from pyrl.config import ColumnsConfig, ConfigError, Fraction, Integer, Number, PositiveInt, Seconds, Section, load_tree
 
 
 class BenchmarkConfig(Section):
     source: str | None = None
     """A parquet or JSONL file, absolute or under `data_dir`; or `hub:OWNER/NAME/FILE`, a data set on the Hugging Face
-    hub. None: the set is not at hand."""
+    hub, of which `hub:OWNER/NAME@REVISION/FILE` takes one edition. None: the set is not at hand."""
+    columns: ColumnsConfig | None = None
+    """Of a file that is not in the schema of training data."""
     expected_rows: PositiveInt | None = None
     """Questions that the set must have; another number is an error. None: any."""
     samples: PositiveInt = 1
@@ -93,7 +95,7 @@ class EvaluationConfig(Section):
         tree = self.model_dump(mode="json", exclude=elsewhere)
         tree["server_dtype"] = self.server.dtype
         for benchmark in tree["benchmarks"].values():
-            for field in ("grader", "note", "column", "expected_rows", "source"):
+            for field in ("grader", "note", "column", "columns", "expected_rows", "source"):
                 del benchmark[field]
         return tree
 

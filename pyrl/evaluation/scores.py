@@ -33,7 +33,12 @@ def score_folder(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
             "note": b.note,
             "settings": b.model_dump(mode="json", include={"temperature", "top_p", "max_tokens", "template", "grader"}),
         }
-    scores = {"model": str(config.model), "benchmarks": benchmarks, "means": means(benchmarks)}
+    scores = {
+        "model": str(config.model),
+        "benchmarks": benchmarks,
+        "means": means(benchmarks),
+        "published": published.beside([b.column for b in config.chosen.values()]),
+    }
     write_whole(folder / SCORES, json.dumps(scores, indent=2, allow_nan=False) + "\n")
     return scores
 

@@ -8,7 +8,6 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from pyrl.evaluation import published
 from pyrl.evaluation.scores import compare_folders
 from pyrl.evaluation.statistics import Comparison
 
@@ -34,15 +33,15 @@ def score_table(scores: dict[str, Any]) -> Table:
 
 
 def published_table(scores: dict[str, Any]) -> Table | None:
-    """The paper's scores of the columns that were evaluated; None without any."""
-    columns = [b["column"] for b in scores["benchmarks"].values() if b["column"] in published.COLUMNS]
-    if not columns:
+    """The paper's scores of the columns that were evaluated and its average; None without any."""
+    if (paper := scores["published"]) is None:
         return None
-    table = Table(title=f"for orientation: {published.SOURCE}")
+    table = Table(title=f"for orientation: {paper['source']}")
+    columns = list(next(iter(paper["scores"].values())))
     for heading in ("", *columns):
         table.add_column(heading)
-    for model, by_column in published.SCORES.items():
-        table.add_row(model, *(_number(by_column[column]) for column in columns))
+    for model, row in paper["scores"].items():
+        table.add_row(model, *(_number(row[column]) for column in columns))
     return table
 
 

@@ -112,7 +112,13 @@ def method_configs(settings: Path, overrides: list[str], folder: Path) -> dict[s
 
 
 def supervised_phase(
-    config: RunConfig, start: Path, files: TaskFiles, destination: Path, *, steps: int = SUPERVISED_STEPS
+    config: RunConfig,
+    start: Path,
+    files: TaskFiles,
+    destination: Path,
+    *,
+    steps: int = SUPERVISED_STEPS,
+    target_loss: float = SUPERVISED_LOSS,
 ) -> None:
     """Fine-tune the random model on the demonstrations in the same learner; write it as a Hugging Face folder."""
     model = config.model.model_copy(update={"path": start})
@@ -129,7 +135,7 @@ def supervised_phase(
             parallel,
             demonstrations,
             steps=steps,
-            target_loss=SUPERVISED_LOSS,
+            target_loss=target_loss,
             batch_size=SUPERVISED_BATCH,
             max_tokens=config.optimizer.max_tokens_per_micro_batch,
             seed=config.seed,

@@ -1,7 +1,7 @@
-"""The quickstart's task, made from nothing: reach a target from two of seven digits with + or -.
+"""A task made from nothing: reach a target from some of the given digits with + and -.
 
-A question is a set of seven of the digits 1 to 9 and a target that some expression over two of them reaches, for
-example `1235789>4:` -> `9-5`. Most have several answers: a policy need not lose its entropy to be right.
+The quickstart's question is a set of seven of the digits 1 to 9 and a target that some expression over two of them
+reaches, for example `1235789>4:` -> `9-5`. Most have several answers: a policy need not lose its entropy to be right.
 Reinforcement-learning prompts, held-out prompts and demonstrations share no question.
 Half of the demonstrations are solutions and half are expressions over the digits drawn at random: the supervised model
 knows more than it samples, as a pretrained model does, and has entropy to lose.
@@ -16,16 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OPERATORS = "+-"
-GIVEN, USED = 7, 2
 RANDOM_SHARE = 0.5
 """Of the demonstrations: random expressions instead of solutions."""
 SOURCE = "countdown"
 
 
 @dataclass(frozen=True, slots=True)
+class Task:
+    """What questions look like."""
+
+    given: int = 7
+    """Different digits of a question, 1 to 9."""
+    used: int = 2
+    """Digits that an answer takes of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     numbers: tuple[int, ...]
     target: int
+    used: int
 
     @property
     def prompt(self) -> str:
@@ -33,7 +43,7 @@ class Question:
 
     def to_row(self, index: int) -> dict[str, object]:
         """The row in the schema of `data.path`."""
-        truth = json.dumps({"numbers": list(self.numbers), "target": self.target, "count": USED})
+        truth = json.dumps({"numbers": list(self.numbers), "target": self.target, "count": self.used})
         return {
             "data_source": SOURCE,
             "prompt": [{"role": "user", "content": self.prompt}],
@@ -43,21 +53,23 @@ class Question:
         }
 
 
-def expressions(numbers: tuple[int, ...]) -> dict[str, int]:
-    """Every expression `a op b` over two of the digits, with its value."""
-    return {
-        f"{a}{operator}{b}": a + b if operator == "+" else a - b
-        for a, b in itertools.permutations(numbers, USED)
-        for operator in OPERATORS
-    }
+def expressions(numbers: tuple[int, ...], used: int) -> dict[str, int]:
+    """Every expression `a op b ...` over `used` of the digits, with its value."""
+    found = {}
+    for first, *others in itertools.permutations(numbers, used):
+        for signs in itertools.product(OPERATORS, repeat=used - 1):
+            terms = [(sign, digit) for sign, digit in zip(signs, others, strict=True)]
+            text = f"{first}" + "".join(f"{sign}{digit}" for sign, digit in terms)
+            found[text] = first + sum(digit if sign == "+" else -digit for sign, digit in terms)
+    return found
 
 
-def all_questions() -> list[Question]:
+def all_questions(task: Task) -> list[Question]:
     """Every reachable (digits, target), in a fixed order."""
     return [
-        Question(numbers, target)
-        for numbers in itertools.combinations(range(1, 10), GIVEN)
-        for target in sorted(set(expressions(numbers).values()))
+        Question(numbers, target, task.used)
+        for numbers in itertools.combinations(range(1, 10), task.given)
+        for target in sorted(set(expressions(numbers, task.used).values()))
     ]
 
 
@@ -68,13 +80,15 @@ class TaskFiles:
     demonstrations: Path
 
 
-def write_task(folder: Path, *, seed: int, train: int, validation: int, demonstrations: int) -> TaskFiles:
+def write_task(
+    folder: Path, *, seed: int, train: int, validation: int, demonstrations: int, task: Task = Task()
+) -> TaskFiles:
     """Write train.jsonl, validation.jsonl (prompts) and demonstrations.jsonl (`prompt`, `response`) into `folder`.
 
     Raises ValueError when `train` + `validation` leave no question for the demonstrations.
     """
     rng = random.Random(seed)
-    questions = all_questions()
+    questions = all_questions(task)
     rng.shuffle(questions)
     if train + validation >= len(questions):
         raise ValueError(f"train {train} + validation {validation} prompts: the task has {len(questions)} questions")
@@ -89,7 +103,7 @@ def write_task(folder: Path, *, seed: int, train: int, validation: int, demonstr
 
 
 def _demonstration(question: Question, rng: random.Random) -> dict[str, str]:
-    values = expressions(question.numbers)
+    values = expressions(question.numbers, question.used)
     if rng.random() < RANDOM_SHARE:
         return {"prompt": question.prompt, "response": rng.choice(sorted(values))}
     solutions = sorted(text for text, value in values.items() if value == question.target)

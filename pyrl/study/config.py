@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from pyrl.config import ConfigError, Integer, RunConfig, Section, load_tree, parse_config
+from pyrl.config import ConfigError, Integer, Number, RunConfig, Section, load_tree, parse_config
 
 Seed = Annotated[Integer, Field(ge=0, lt=2**31)]
 OF_THE_STUDY = ("seed", "model", "data", "rollout", "deterministic", "parallel")
@@ -36,10 +36,28 @@ class ArmConfig(Section):
     """None: the study's."""
 
 
+class TaskConfig(Section):
+    """Questions of the quickstart's kind: reach a target from `used` of `given` digits with + and -."""
+
+    given: Annotated[Integer, Field(ge=2, le=8)] = 7
+    used: Annotated[Integer, Field(ge=2, le=4)] = 2
+    """More digits, and fewer of them used, mean more answers to a question."""
+    supervised_loss: Annotated[Number, Field(gt=0.0)] | None = None
+    """Nats a token at which fine-tuning on demonstrations ends. None: the quickstart's."""
+
+    @model_validator(mode="after")
+    def _enough_digits(self) -> TaskConfig:
+        if self.used > self.given:
+            raise ValueError(f"used {self.used} is more than given {self.given}")
+        return self
+
+
 class StudyConfig(Section):
     start: Literal["quickstart"] | None = None
-    """`quickstart`: make the quickstart's task and model and fine-tune it, once; every run starts there. None:
+    """`quickstart`: make a task and the quickstart's model and fine-tune it, once; every run starts there. None:
     `run.model.path` and `run.data` say where."""
+    task: TaskConfig = TaskConfig()
+    """Of `start: quickstart`."""
     run: dict[str, Any]
     """What all runs share, as in a run's YAML."""
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
@@ -49,6 +67,12 @@ class StudyConfig(Section):
     """Arm that the others are compared with. None: the first."""
     one_law: tuple[str, ...] = ()
     """Arms that are asked whether one (a, b) serves them all. Empty: every arm."""
+
+    @model_validator(mode="after")
+    def _task_is_used(self) -> StudyConfig:
+        if self.start is None and self.task != TaskConfig():
+            raise ValueError("task is of `start: quickstart`, which is not set")
+        return self
 
     @model_validator(mode="after")
     def _names_are_arms(self) -> StudyConfig:

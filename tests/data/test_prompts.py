@@ -67,6 +67,54 @@ def test_equal_questions_are_one_and_counted(tmp_path, tokenizer, suffix):
     assert (found.rows, found.duplicates, found.overlong) == (5, 2, 0)
 
 
+def plain_columns(**names):
+    return {"columns": {"prompt": "problem", "ground_truth": "answer"} | names}
+
+
+@SUFFIXES
+def test_plain_columns_are_read_by_their_names(tmp_path, tokenizer, suffix):
+    rows = [{"problem": "a?", "answer": "x", "key": "q1", "prompt": 3}, {"problem": "b?", "answer": "y", "key": "q2"}]
+    path = write(tmp_path / f"amc{suffix}", rows)
+    named = load(path, tokenizer, **plain_columns(id="key")).prompts
+    assert [(p.id, p.ground_truth, p.source) for p in named] == [("amc/q1", "x", "amc"), ("amc/q2", "y", "amc")]
+    assert [tokenizer.decode(p.token_ids) for p in named] == ["a?", "b?"]
+    numbered = load(path, tokenizer, **plain_columns()).prompts
+    first = 0 if suffix == ".parquet" else 1
+    assert [p.id for p in numbered] == [f"amc/row{first}", f"amc/row{first + 1}"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"), [(142.0, "142"), (0.5, "0.5"), (7, "7"), (10**20, "100000000000000000000"), (-3.0, "-3")]
+)
+def test_numbers_as_answers_are_read_as_their_text(tmp_path, tokenizer, answer, read):
+    path = write(tmp_path / "data.jsonl", [{"problem": "a?", "answer": answer}])
+    assert load(path, tokenizer, **plain_columns()).prompts[0].ground_truth == read
+
+
+@pytest.mark.parametrize(
+    ("bad", "names", "message"),
+    [
+        ({"problem": "b?"}, {}, "line 2: field answer"),
+        ({"problem": "b?", "answer": True}, {}, "line 2: field answer"),
+        ({"problem": "b?", "answer": float("nan")}, {}, "line 2: field answer"),
+        ({"problem": "b?", "answer": ["4"]}, {}, "line 2: field answer"),
+        ({"problem": 3, "answer": "4"}, {}, "line 2: field problem"),
+        ({"problem": "b?", "answer": "4"}, {"id": "key"}, "line 2: field key"),
+        ({"problem": "b?", "answer": "4", "key": 1}, {"id": "key"}, "line 2: id 'data/1'"),
+    ],
+)
+def test_bad_plain_rows_are_told_which(tmp_path, tokenizer, bad, names, message):
+    path = write(tmp_path / "data.jsonl", [{"problem": "a?", "answer": "4", "key": 1}, bad])
+    with pytest.raises(ConfigError, match=message):
+        load(path, tokenizer, **plain_columns(**names))
+
+
+def test_a_column_that_a_parquet_file_lacks_is_named_with_those_it_has(tmp_path, tokenizer):
+    path = write(tmp_path / "data.parquet", [{"problem": "a?", "solution": "4"}])
+    with pytest.raises(ConfigError, match="column 'answer' is missing; there are problem, solution"):
+        load(path, tokenizer, **plain_columns())
+
+
 @SUFFIXES
 def test_one_id_for_two_questions_names_both_rows(tmp_path, tokenizer, suffix):
     path = write(tmp_path / f"data{suffix}", [row("a?", index=3), row("b?", index=4), row("c?", index=3)])

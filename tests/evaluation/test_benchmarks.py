@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -35,6 +40,34 @@ def row(index: int, text: str = "1+1", truth: str = "2", **changes: Any) -> dict
         "extra_info": {"index": index},
     }
     return {key: value for key, value in (whole | changes).items() if value is not None}
+
+
+@contextmanager
+def hub(files: dict[str, bytes]) -> Iterator[str]:
+    """Address of a server that answers as the hub does: a file with its commit and digest, else 404."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = files.get(self.path)
+            self.send_response(200 if content is not None else 404)
+            self.send_header("Content-Length", str(len(content or b"")))
+            if content is not None:
+                self.send_header("X-Repo-Commit", "c" * 40)
+                self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+            else:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content or b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def config(path: Path, rows: list[dict[str, Any]], **benchmark: Any) -> EvaluationConfig:
@@ -129,6 +162,8 @@ def test_templates_decide_what_the_model_reads(tmp_path: Path, tokenizer: PreTra
     [
         ({"source": "absent.parquet"}, "absent.parquet does not exist"),
         ({"source": "hub:owner/name"}, "want hub:OWNER/NAME/FILE"),
+        ({"source": "hub:owner/name@/a.jsonl"}, "want hub:OWNER/NAME/FILE"),
+        ({"source": "hub:owner@main/name/a.jsonl"}, "want hub:OWNER/NAME/FILE"),
     ],
 )
 def test_sources_that_cannot_be_read(
@@ -136,6 +171,24 @@ def test_sources_that_cannot_be_read(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load_benchmarks(config(tmp_path, [row(0)], **change), tokenizer)
+
+
+@pytest.mark.parametrize(("address", "revision"), [("hub:maker/set", "main"), ("hub:maker/set@v2", "v2")])
+def test_a_set_of_the_hub_comes_through_its_own_client(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, address: str, revision: str
+) -> None:
+    """The real client, against a server with the hub's addresses that has one file at one revision."""
+    file = '{"problem": "1+1?", "answer": 2.0}\n'
+    with hub({f"/datasets/maker/set/resolve/{revision}/data/test.jsonl": file.encode()}) as url:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        plain = {"columns": {"prompt": "problem", "ground_truth": "answer"}}
+        (found,) = load_benchmarks(config(tmp_path, [], source=f"{address}/data/test.jsonl", **plain), tokenizer)
+        assert (found.id, found.prompt, found.ground_truth) == ("test/row1", "1+1?", "2")
+        with pytest.raises(ConfigError, match=rf"{address}/data/absent.jsonl could not be fetched"):
+            load_benchmarks(config(tmp_path, [], source=f"{address}/data/absent.jsonl", **plain), tokenizer)
 
 
 def test_a_relative_source_needs_a_folder(

@@ -1,11 +1,12 @@
 """What the quickstart trains on: solvable questions, disjoint sets, configs that differ in the loss alone."""
 
 import json
+import math
 
 import pytest
 
 from pyrl.quickstart.model import CHARACTERS, build_tokenizer, write_model
-from pyrl.quickstart.task import USED, all_questions, expressions, write_task
+from pyrl.quickstart.task import Task, all_questions, expressions, write_task
 from pyrl.reward.countdown import grade
 
 
@@ -20,18 +21,26 @@ def operands(text: str) -> list[str]:
     return [c for c in text if c.isdigit()]
 
 
-def test_every_question_has_a_solution() -> None:
-    for question in all_questions()[::37]:
-        solutions = [t for t in expressions(question.numbers) if value_of(t) == question.target]
+TASKS = pytest.mark.parametrize("task", [Task(), Task(given=6, used=3)])
+
+
+@TASKS
+def test_every_question_has_a_solution(task: Task) -> None:
+    for question in all_questions(task)[::37]:
+        assert len(question.numbers) == task.given
+        solutions = [t for t in expressions(question.numbers, task.used) if value_of(t) == question.target]
         assert solutions
         for text in solutions:
-            assert len(operands(text)) == USED == len(set(operands(text)) & set(map(str, question.numbers)))
+            assert len(operands(text)) == task.used == len(set(operands(text)) & set(map(str, question.numbers)))
 
 
-def test_the_reward_agrees_with_the_task() -> None:
-    for question in all_questions()[::97]:
+@TASKS
+def test_the_reward_agrees_with_the_task(task: Task) -> None:
+    for question in all_questions(task)[::97]:
         truth = question.to_row(0)["reward_model"]["ground_truth"]
-        for text in expressions(question.numbers):
+        found = expressions(question.numbers, task.used)
+        assert len(found) == math.perm(task.given, task.used) * 2 ** (task.used - 1)
+        for text in found:
             assert (grade(text, truth)[0] == "right") == (value_of(text) == question.target)
 
 
@@ -52,7 +61,7 @@ def test_half_of_the_demonstrations_are_drawn_from_solutions(tmp_path) -> None:
     right = 0
     for row in (json.loads(x) for x in files.demonstrations.read_text().splitlines()):
         numbers, target = row["prompt"].rstrip(":").split(">")
-        assert len(operands(row["response"])) == USED and set(operands(row["response"])) <= set(numbers)
+        assert len(operands(row["response"])) == Task().used and set(operands(row["response"])) <= set(numbers)
         right += value_of(row["response"]) == int(target)
     assert 0.465 < right / 2000 < 0.578
 

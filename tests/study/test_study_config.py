@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from pyrl.config import ConfigError
-from pyrl.study.config import PlannedRun, load_study, merged, plan_runs
-from pyrl.study.start import start_settings
+from pyrl.study.config import PlannedRun, StudyConfig, load_study, merged, plan_runs
+from pyrl.study.start import make_start, start_settings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "study").glob("*.yaml"))
 RUN = {"model": {"path": "m"}, "data": {"path": "d"}, "steps": 10}
@@ -73,6 +73,49 @@ def test_the_start_may_not_be_given_twice(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"start": "quickstart", "run": RUN, "arms": {"grpo": {}}}))
     with pytest.raises(ConfigError, match=r"run\.model\.path: `start: quickstart` makes it"):
         start_settings(load_study(path, []), tmp_path)
+
+
+def quickstart_study(tmp_path: Path, **task: Any) -> StudyConfig:
+    run = {key: value for key, value in RUN.items() if key not in ("model", "data")}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({"start": "quickstart", "task": task, "run": run, "arms": {"grpo": {}}}))
+    return load_study(path, [])
+
+
+def test_the_start_of_another_task_is_not_used(tmp_path: Path) -> None:
+    folder = tmp_path / "start"
+    folder.mkdir()
+    (folder / "task.yaml").write_text(yaml.safe_dump({"given": 6, "used": 3, "supervised_loss": None}))
+    assert start_settings(quickstart_study(tmp_path, given=6, used=3), folder)["model"]
+    for other in ({}, {"given": 6}, {"given": 6, "used": 3, "supervised_loss": 1.0}):
+        with pytest.raises(ConfigError, match="holds the start of another task"):
+            start_settings(quickstart_study(tmp_path, **other), folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"given": 2, "used": 3}, "used 3 is more than given 2"),
+        ({"given": 9}, r"task\.given"),
+        ({"supervised_loss": 0.0}, r"task\.supervised_loss"),
+    ],
+)
+def test_an_impossible_task_is_refused(tmp_path: Path, task: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        quickstart_study(tmp_path, **task)
+
+
+def test_a_task_with_too_few_questions_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task\.given, task\.used: .*the task has 219 questions"):
+        make_start(quickstart_study(tmp_path, given=8, used=2), tmp_path / "start")
+    assert not list(tmp_path.glob("start*"))
+
+
+def test_a_task_needs_its_start(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({"task": {"given": 6}, "run": RUN, "arms": {"grpo": {}}}))
+    with pytest.raises(ConfigError, match="task is of `start: quickstart`, which is not set"):
+        load_study(path, [])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
