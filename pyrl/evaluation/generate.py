@@ -142,6 +142,7 @@ def _client(config: EvaluationConfig, pool: ServerPool | None, stop_token_id: in
         recovery_timeout=server.recovery_timeout_seconds,
         timeout=server.timeout_seconds,
         check_servers=pool.raise_if_failed if pool is not None else None,
+        section="server",
     )
 
 

@@ -44,7 +44,7 @@ def start_servers(config: EvaluationConfig, folder: Path, tokens: int) -> Server
         model=config.model,
         dtype=server.dtype,
         max_model_len=server.max_model_len or tokens,
-        transport="shm",
+        transport=None,
         device="cuda" if torch.cuda.is_available() else "cpu",
         tp=server.tp,
         max_num_seqs=server.max_num_seqs,

@@ -76,12 +76,13 @@ class RolloutClient:
         timeout: float = 3600.0,
         deterministic: bool = False,
         check_servers: Callable[[], None] | None = None,
+        section: str = "rollout",
     ) -> None:
         """`request_timeout`: seconds without an answer from a server after which the requests it has are tried again.
         `check_servers` raises when the servers are given up (`ServerPool.raise_if_failed`); asked before a retry.
         `recovery_timeout`: seconds to wait, before a retry, for a server to be back with the expected weights; 0
         where nobody gives a restarted server its weights while the caller waits. `timeout`: deadline of `generate`,
-        seconds, retries included."""
+        seconds, retries included. `section`: of the settings that messages name."""
         if not urls:
             raise ValueError("urls is empty: a rollout client needs at least one vLLM server")
         self._urls = tuple(url.rstrip("/") for url in urls)
@@ -90,6 +91,7 @@ class RolloutClient:
         self._max_retries = max_retries
         self._recovery_timeout = recovery_timeout
         self._timeout = timeout
+        self._section = section
         self._deterministic = deterministic
         self._check_servers = check_servers or (lambda: None)
         self._recovery: dict[str, asyncio.Lock] = {url: asyncio.Lock() for url in self._urls}
@@ -166,7 +168,8 @@ class RolloutClient:
         except TimeoutError as error:
             raise RolloutError(
                 f"{results.count(None)} of {len(requests)} prompts have no answer from {', '.join(self._urls)} after "
-                f"{self._timeout:g} s (rollout.timeout_seconds); raise it, or ask for fewer or shorter responses"
+                f"{self._timeout:g} s ({self._section}.timeout_seconds); raise it, or ask for fewer or shorter "
+                "responses"
             ) from error
         return [result for result in results if result is not None]
 
@@ -274,7 +277,8 @@ class RolloutClient:
                 async with self._session.post(address, data=body, headers=headers, timeout=no_limit) as response:
                     text = await response.read()
         except TimeoutError:
-            return Failure(f"{url} answered no request for {silence.seconds:g} s (rollout.request_timeout_seconds)")
+            setting = f"{self._section}.request_timeout_seconds"
+            return Failure(f"{url} answered no request for {silence.seconds:g} s ({setting})")
         except aiohttp.ClientError as error:
             return Failure(f"{address}: {str(error) or type(error).__name__}")
         if response.status >= 500:

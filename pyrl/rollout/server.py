@@ -347,8 +347,9 @@ def _server_names(count: int, node: int | None) -> list[str]:
 
 
 def _check_plugin(settings: ServerSettings) -> None:
-    backend = WEIGHT_BACKENDS[settings.transport]
-    if settings.transport == "shm" and not entry_points(group="vllm.general_plugins", name=backend):
+    if settings.transport == "shm" and not entry_points(
+        group="vllm.general_plugins", name=(backend := WEIGHT_BACKENDS["shm"])
+    ):
         raise ServerError(
             f"rollout.transport shm needs the vLLM plugin {backend!r}, which no installed package offers: "
             "install pyrl itself (`pip install --no-build-isolation --no-deps .`)"

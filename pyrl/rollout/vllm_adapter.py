@@ -50,7 +50,8 @@ class ServerSettings:
     dtype: Literal["fp32", "bf16"]
     max_model_len: int
     """Prompt and response together, tokens."""
-    transport: Transport
+    transport: Transport | None
+    """None: the weights of its folder to the end."""
     device: Literal["cpu", "cuda"]
     tp: int = 1
     max_num_seqs: int = 256
@@ -84,8 +85,9 @@ def server_command(settings: ServerSettings, port: int) -> list[str]:
         "--disable-log-stats",
         "--disable-uvicorn-access-log",
         "--disable-fastapi-docs",
-        "--weight-transfer-config", json.dumps({"backend": WEIGHT_BACKENDS[settings.transport]}),
     ]  # fmt: skip
+    if settings.transport is not None:
+        command += ["--weight-transfer-config", json.dumps({"backend": WEIGHT_BACKENDS[settings.transport]})]
     if settings.deterministic:
         command += ["--scheduling-policy", "priority", "--no-async-scheduling"]
     command += _cpu_arguments(settings) if settings.device == "cpu" else _cuda_arguments(settings)

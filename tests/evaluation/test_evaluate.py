@@ -126,6 +126,17 @@ def test_a_server_that_dies_half_way_costs_no_finished_sample(model: Path, tmp_p
     assert read_samples(whole) == read_samples(folder)
 
 
+def test_a_server_that_says_nothing_names_the_setting(model: Path, tmp_path: Path, server: FakeVLLM) -> None:
+    config = settings(model, tmp_path, server)
+    quick = config.server.model_copy(update={"request_timeout_seconds": 0.5, "max_retries": 0})
+    server.delay = 30.0
+    with pytest.raises(EvaluationError, match=r"answered no request for 0.5 s \(server.request_timeout_seconds\)"):
+        run_evaluation(config.model_copy(update={"server": quick}), tmp_path / "silent")
+    late = quick.model_copy(update={"timeout_seconds": 0.5, "request_timeout_seconds": 60.0})
+    with pytest.raises(EvaluationError, match=r"18 of 18 .* after 0.5 s \(server.timeout_seconds\)"):
+        run_evaluation(config.model_copy(update={"server": late}), tmp_path / "late")
+
+
 @pytest.mark.parametrize("nonsense", [b"{not json", {"choices": "none"}, "text"])
 def test_an_endpoint_that_answers_something_else(
     model: Path, tmp_path: Path, server: FakeVLLM, nonsense: Any

@@ -52,6 +52,7 @@ def test_server_listens_on_loopback_with_the_transport_of_the_run() -> None:
     assert value_of(command, "--host") == "127.0.0.1" and value_of(command, "--port") == "1234"
     assert json.loads(value_of(command, "--weight-transfer-config")) == {"backend": "nccl"}
     assert command[-2:] == ["--seed", "3"]
+    assert "--weight-transfer-config" not in server_command(settings(transport=None), 1234)
 
 
 def test_environment_of_torchrun_does_not_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
