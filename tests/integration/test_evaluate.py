@@ -1,4 +1,4 @@
-"""`pyrl evaluate` as a user runs it, with its own vLLM server: killed, called again, equal to the unbroken one."""
+"""`pyrl evaluate` killed with its own vLLM server and called again on a given one: equal to the unbroken evaluation."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from pyrl.evaluation.config import load_evaluation
+from pyrl.evaluation.servers import start_servers
 from pyrl.evaluation.store import Sample, read_samples
 from pyrl.quickstart.model import write_model
 from pyrl.quickstart.task import write_task
 
-SAMPLES, ROWS = 8, 40
+SAMPLES, ROWS, TOKENS = 8, 40, 64
 LINES_BEFORE_THE_KILL = 20
 DEADLINE_SECONDS = 300.0
 
@@ -41,14 +44,21 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(config: Path, folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pyrl", "evaluate", str(config), "--folder", str(folder)]
+@pytest.fixture(scope="module")
+def given(config: Path) -> Iterator[str]:
+    """The override that names a running server."""
+    with start_servers(load_evaluation(config, []), config.parent, TOKENS) as pool:
+        yield f"server.urls={json.dumps(pool.wait_ready())}"
+
+
+def start(config: Path, folder: Path, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pyrl", "evaluate", str(config), *overrides, "--folder", str(folder)]
     with (config.parent / f"{folder.name}.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
-def finish(config: Path, folder: Path) -> dict[str, Any]:
-    process = start(config, folder)
+def finish(config: Path, folder: Path, *overrides: str) -> dict[str, Any]:
+    process = start(config, folder, *overrides)
     assert process.wait(DEADLINE_SECONDS) == 0, (config.parent / f"{folder.name}.log").read_text()[-3000:]
     return json.loads((folder / "scores.json").read_text())
 
@@ -63,9 +73,9 @@ def texts(samples: dict[Any, Sample]) -> dict[Any, tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on_and_ends_as_the_unbroken_one(config: Path) -> None:
+def test_a_killed_evaluation_goes_on_and_ends_as_the_unbroken_one(config: Path, given: str) -> None:
     whole, broken = config.parent / "whole", config.parent / "broken"
-    scores = finish(config, whole)
+    scores = finish(config, whole, given)
     process, deadline = start(config, broken), time.monotonic() + DEADLINE_SECONDS
     while lines(broken) < LINES_BEFORE_THE_KILL:
         assert process.poll() is None and time.monotonic() < deadline
@@ -76,7 +86,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_the_unbroken_one(config: Path) 
     assert LINES_BEFORE_THE_KILL <= len(before) < ROWS * SAMPLES
     assert not (broken / "scores.json").exists()
 
-    assert finish(config, broken) == scores
+    assert finish(config, broken, given) == scores
     after = read_samples(broken)
     assert {key: after[key]["text"] for key in before} == {key: row["text"] for key, row in before.items()}
     assert texts(after) == texts(read_samples(whole)) and len(after) == ROWS * SAMPLES
