@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -21,13 +22,18 @@ from pyrl.analysis.plots import (
     STYLE,
     draw_raw,
     figure_svg,
+    legend_columns,
     run_dash,
+    run_handles,
     smooth,
     smoothing_window,
     tick_label,
 )
 
 CURVE_POINTS = 120
+COLUMNS_OF_THE_SHEET = 3
+TITLE_CHARACTERS = 36
+"""What fits above a chart of the sheet; a longer title is set smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,26 @@ class LawChart:
             figure = Figure(figsize=(4.7, 3.1), layout="constrained")
             self.draw(figure.subplots())
             return figure_svg(figure, html.escape(self.title))
+
+
+def write_sheet(charts: Sequence[LawChart], labels: Sequence[str], path: Path) -> None:
+    """Every chart on one PNG, under a legend of the runs that `labels` names."""
+    rows = -(-len(charts) // COLUMNS_OF_THE_SHEET)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(14.0, 0.9 + 3.6 * rows), layout="constrained", facecolor="white")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+        figure.legend(handles=run_handles(labels), loc="outside upper left", frameon=False,
+                      ncols=legend_columns(labels), fontsize=11.5)  # fmt: skip
+        grid = figure.subplots(rows, COLUMNS_OF_THE_SHEET, squeeze=False).ravel()
+        for axes, chart in zip(grid, charts, strict=False):
+            chart.draw(axes)
+            size = mpl.rcParams["axes.titlesize"] * min(1.0, TITLE_CHARACTERS / len(chart.title))
+            axes.set_title(chart.title, loc="left", pad=8, fontsize=size)
+        for axes in grid[len(charts) :]:
+            axes.set_axis_off()
+        temporary = path.with_name(path.name + ".tmp")
+        figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(path)
 
 
 def law_charts(analysis: Analysis) -> list[LawChart]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from pyrl.analysis.analyze import Analysis, RunAnalysis
 from pyrl.analysis.entropy_dynamics import PREDICTORS
-from pyrl.analysis.law_plots import law_charts
-from pyrl.analysis.plots import RUN_COLOURS, STYLE, run_dash
+from pyrl.analysis.law_plots import law_charts, write_sheet
+from pyrl.analysis.plots import run_keys
 from pyrl.analysis.report import format_cell, load_template
 
 VERDICTS = {
@@ -22,14 +19,13 @@ VERDICTS = {
     "no slope": "does not follow the law: no slope",
     "bent": "does not follow the law: bent",
 }
-COLUMNS_OF_THE_SHEET = 3
 
 
 def render_html(analysis: Analysis) -> str:
     """The page as text: no script, no reference outside itself."""
     return load_template("analyze.html.j2").render(
         title=page_title(analysis),
-        runs=[{"label": run.label, "colour": i % len(RUN_COLOURS)} for i, run in enumerate(analysis.runs)],
+        runs=run_keys([run.label for run in analysis.runs]),
         findings=[(run.label, finding(run), is_sound(run), notes(run)) for run in analysis.runs],
         shared=shared_findings(analysis),
         charts=[(chart, Markup(chart.svg())) for chart in law_charts(analysis)],
@@ -44,25 +40,7 @@ def render_html(analysis: Analysis) -> str:
 
 def write_png(analysis: Analysis, path: Path) -> None:
     """Every chart on one sheet."""
-    charts = law_charts(analysis)
-    rows = -(-len(charts) // COLUMNS_OF_THE_SHEET)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(14.0, 0.9 + 3.6 * rows), layout="constrained", facecolor="white")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-        handles = [
-            Line2D([], [], color=RUN_COLOURS[i % len(RUN_COLOURS)], linewidth=3, linestyle=run_dash(i), label=run.label)
-            for i, run in enumerate(analysis.runs)
-        ]
-        figure.legend(handles=handles, loc="outside upper left", frameon=False, ncols=6, fontsize=11.5)
-        grid = figure.subplots(rows, COLUMNS_OF_THE_SHEET, squeeze=False).ravel()
-        for axes, chart in zip(grid, charts, strict=False):
-            chart.draw(axes)
-            axes.set_title(chart.title, loc="left", pad=8)
-        for axes in grid[len(charts) :]:
-            axes.set_axis_off()
-        temporary = path.with_name(path.name + ".tmp")
-        figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
+    write_sheet(law_charts(analysis), [run.label for run in analysis.runs], path)
 
 
 def page_title(analysis: Analysis) -> str:

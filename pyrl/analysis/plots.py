@@ -240,11 +240,8 @@ def write_png(runs: Sequence[RunRecords], path: Path, title: str) -> None:
 def _heading(axes: Axes, runs: Sequence[RunRecords], title: str) -> None:
     axes.set_axis_off()
     axes.text(0, 1, title, fontsize=17, fontweight="bold", va="top", transform=axes.transAxes)
-    handles = [
-        Line2D([], [], color=RUN_COLOURS[i % len(RUN_COLOURS)], linewidth=3, linestyle=run_dash(i))
-        for i in range(len(runs))
-    ]
-    axes.legend(handles, [run.label for run in runs], loc="lower left", bbox_to_anchor=(0.0, -0.15), frameon=False,
+    handles = run_handles([run.label for run in runs])
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, -0.15), frameon=False,
                 ncols=6, fontsize=11.5, handlelength=1.6, columnspacing=1.8, borderaxespad=0, borderpad=0)  # fmt: skip
     window = smoothing_window(max(len(run.rows) for run in runs))
     axes.text(1, -0.1, f"dots: each step, lines: running mean of {window} steps", color=MUTED, fontsize=9.5,
@@ -252,8 +249,26 @@ def _heading(axes: Axes, runs: Sequence[RunRecords], title: str) -> None:
 
 
 def run_dash(number: int) -> str:
-    """Line style of a run: broken once the colours repeat."""
-    return "-" if number < len(RUN_COLOURS) else "--"
+    """Line style of a run, as matplotlib and CSS call it: another one once the colours repeat."""
+    return ("solid", "dashed", "dotted")[number // len(RUN_COLOURS) % 3]
+
+
+def run_keys(labels: Sequence[str]) -> list[dict[str, object]]:
+    """For the legend of a page: label, number of the colour and line style of each run."""
+    return [{"label": t, "colour": i % len(RUN_COLOURS), "dash": run_dash(i)} for i, t in enumerate(labels)]
+
+
+def run_handles(labels: Sequence[str]) -> list[Line2D]:
+    """For the legend of a figure."""
+    return [
+        Line2D([], [], color=RUN_COLOURS[i % len(RUN_COLOURS)], linewidth=3, linestyle=run_dash(i), label=label)
+        for i, label in enumerate(labels)
+    ]
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """As many as 14 inches hold of the longest label."""
+    return max(1, min(6, 155 // (max(map(len, labels)) + 9)))
 
 
 def draw_raw(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> None:

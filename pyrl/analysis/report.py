@@ -78,7 +78,7 @@ def render_html(runs: Sequence[RunRecords], title: str, held_out: Sequence[Seque
     """The page as text."""
     return load_template("report.html.j2").render(
         title=title,
-        runs=[{"label": run.label, "colour": i % len(plots.RUN_COLOURS)} for i, run in enumerate(runs)],
+        runs=plots.run_keys([run.label for run in runs]),
         charts=[(chart, Markup(plots.chart_svg(chart, runs))) for chart in plots.charts_with_data(runs)],
         phases=_phase_bars(runs),
         phase_colours=plots.PHASE_COLOURS,

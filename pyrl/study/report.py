@@ -7,21 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from pyrl.analysis import law_report
 from pyrl.analysis.analyze import jsonable, to_json
-from pyrl.analysis.plots import RUN_COLOURS, STYLE, run_dash
+from pyrl.analysis.law_plots import write_sheet
+from pyrl.analysis.plots import run_keys
 from pyrl.analysis.report import format_cell, load_template
 from pyrl.study.charts import study_charts
 from pyrl.study.config import StudyConfig
 from pyrl.study.findings import COLLAPSE_SHARES, Collapse, Findings, Flatness, Interval, find
 from pyrl.study.runner import is_done, planned_runs
-
-COLUMNS_OF_THE_SHEET = 3
 
 
 def write_study_report(study: StudyConfig, folder: Path) -> list[Path]:
@@ -34,7 +30,7 @@ def write_study_report(study: StudyConfig, folder: Path) -> list[Path]:
     findings = find(study, done, [run for run in planned if run not in done])
     paths = [folder / name for name in ("report.html", "report.png", "study.json")]
     _write(paths[0], render_html(findings))
-    write_png(findings, paths[1])
+    write_sheet(study_charts(findings), [arm.arm for arm in findings.arms], paths[1])
     _write(paths[2], json.dumps(study_json(findings), indent=1, allow_nan=False) + "\n")
     return paths
 
@@ -44,7 +40,7 @@ def render_html(findings: Findings) -> str:
     law = findings.law
     return load_template("study.html.j2").render(
         title=f"{len(findings.arms)} arms, {len(findings.done)} runs",
-        arms=[{"label": arm.arm, "colour": i % len(RUN_COLOURS)} for i, arm in enumerate(findings.arms)],
+        arms=run_keys([arm.arm for arm in findings.arms]),
         missing=[run.title for run in findings.missing],
         baseline=findings.baseline,
         charts=[(chart, Markup(chart.svg())) for chart in study_charts(findings)],
@@ -64,28 +60,6 @@ def render_html(findings: Findings) -> str:
         steering_rows=[(f"{p.arm}, {p.setting} = {p.value}", [interval_cell(p.entropy), interval_cell(p.reward),
                         format_cell(p.selected_tokens)]) for p in findings.steering],
     )  # fmt: skip
-
-
-def write_png(findings: Findings, path: Path) -> None:
-    """Every chart on one sheet."""
-    charts = study_charts(findings)
-    rows = -(-len(charts) // COLUMNS_OF_THE_SHEET)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(14.0, 0.9 + 3.6 * rows), layout="constrained", facecolor="white")
-        handles = [
-            Line2D([], [], color=RUN_COLOURS[i % len(RUN_COLOURS)], linewidth=3, linestyle=run_dash(i), label=arm.arm)
-            for i, arm in enumerate(findings.arms)
-        ]
-        figure.legend(handles=handles, loc="outside upper left", frameon=False, ncols=5, fontsize=11.5)
-        grid = figure.subplots(rows, COLUMNS_OF_THE_SHEET, squeeze=False).ravel()
-        for axes, chart in zip(grid, charts, strict=False):
-            chart.draw(axes)
-            axes.set_title(chart.title, loc="left", pad=8)
-        for axes in grid[len(charts) :]:
-            axes.set_axis_off()
-        temporary = path.with_name(path.name + ".tmp")
-        figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
 
 
 def study_json(findings: Findings) -> dict[str, Any]:
