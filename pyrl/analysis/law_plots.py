@@ -32,6 +32,7 @@ from pyrl.analysis.plots import (
 
 CURVE_POINTS = 120
 COLUMNS_OF_THE_SHEET = 3
+SHEET_INCHES, LEGEND_SIZE = 14.0, 11.5
 TITLE_CHARACTERS = 36
 """What fits above a chart of the sheet; a longer title is set smaller."""
 
@@ -55,10 +56,11 @@ def write_sheet(charts: Sequence[LawChart], labels: Sequence[str], path: Path) -
     """Every chart on one PNG, under a legend of the runs that `labels` names."""
     rows = -(-len(charts) // COLUMNS_OF_THE_SHEET)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(14.0, 0.9 + 3.6 * rows), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(SHEET_INCHES, 0.9 + 3.6 * rows), layout="constrained", facecolor="white")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-        figure.legend(handles=run_handles(labels), loc="outside upper left", frameon=False,
-                      ncols=legend_columns(labels), fontsize=11.5)  # fmt: skip
+        columns = legend_columns(labels, inches=SHEET_INCHES, size=LEGEND_SIZE)
+        figure.legend(handles=run_handles(labels), loc="outside upper left", frameon=False, ncols=columns,
+                      fontsize=LEGEND_SIZE)  # fmt: skip
         grid = figure.subplots(rows, COLUMNS_OF_THE_SHEET, squeeze=False).ravel()
         for axes, chart in zip(grid, charts, strict=False):
             chart.draw(axes)

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pyrl.analysis.records import RunRecords
@@ -42,6 +43,8 @@ RAW_POINTS_LIMIT = 1000
 """Up to here raw values are dots; beyond, dots would hide one another and swell the file, and a thin line serves."""
 SMOOTHING_SHARE = 25
 """The smoothing window is about 1/25 of a run."""
+
+POINTS_PER_INCH = 72.0
 
 STYLE = {
     "font.size": 10,
@@ -266,9 +269,11 @@ def run_handles(labels: Sequence[str]) -> list[Line2D]:
     ]
 
 
-def legend_columns(labels: Sequence[str]) -> int:
-    """As many as 14 inches hold of the longest label."""
-    return max(1, min(6, 155 // (max(map(len, labels)) + 9)))
+def legend_columns(labels: Sequence[str], *, inches: float, size: float) -> int:
+    """As many, up to 6, as `inches` hold of the widest label in points of `size`, with matplotlib's own spacing."""
+    widest = max(TextPath((0, 0), label, size=size).get_extents().width for label in labels)
+    spacing = sum(mpl.rcParams[f"legend.{part}"] for part in ("handlelength", "handletextpad", "columnspacing"))
+    return max(1, min(6, int(inches * POINTS_PER_INCH / (widest + spacing * size))))
 
 
 def draw_raw(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from pyrl.analysis.plots import (
@@ -14,7 +16,9 @@ from pyrl.analysis.plots import (
     RUN_COLOURS,
     chart_svg,
     charts_with_data,
+    legend_columns,
     phase_seconds,
+    run_handles,
     smooth,
     smoothing_window,
 )
@@ -211,3 +215,14 @@ def test_unreadable_runs_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: [")
     with pytest.raises(RecordFileError, match=r"config\.yaml is not valid YAML"):
         load_run(tmp_path)
+
+
+@pytest.mark.parametrize("length", [4, 12, 25, 52, 70])
+def test_a_legend_stays_on_the_sheet_and_tells_18_runs_apart(length: int) -> None:
+    labels = [f"{i:02}".ljust(length, "m") for i in range(18)]
+    figure = Figure(figsize=(14.0, 6.0))
+    handles, columns = run_handles(labels), legend_columns(labels, inches=14.0, size=11.5)
+    legend = figure.legend(handles=handles, ncols=columns, fontsize=11.5, loc="upper left")
+    FigureCanvasAgg(figure).draw()
+    assert legend.get_window_extent().width < figure.bbox.width
+    assert len({(handle.get_color(), handle.get_linestyle()) for handle in handles}) == len(labels)
