@@ -84,12 +84,13 @@ def _over_steps(axes: Axes, findings: Findings, metric: str, unit: str, *, logar
 def _laws(axes: Axes, findings: Findings) -> None:
     numbers = {arm.arm: i for i, arm in enumerate(findings.arms)}
     for run in findings.law.runs:
-        colour, (entropy, reward) = _colour(numbers[run.group]), run.pairs
+        number, (entropy, reward) = numbers[run.group], run.pairs
+        colour = _colour(number)
         axes.plot(entropy, reward, linestyle="", marker=".", markersize=3, markeredgewidth=0, color=colour, alpha=0.2,
                   zorder=2)  # fmt: skip
         if run.law is not None:
             grid = np.linspace(0.0, max(run.law.entropy_range), 60)
-            axes.plot(grid, run.law.predict(grid), color=colour, linewidth=1.3, zorder=4)
+            axes.plot(grid, run.law.predict(grid), color=colour, linestyle=run_dash(number), linewidth=1.3, zorder=4)
     finish(axes, "entropy, nats a token", "reward")
 
 
