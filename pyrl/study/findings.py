@@ -19,6 +19,7 @@ from pyrl.analysis.entropy_law import MINIMUM_PAIRS, linear_fit
 from pyrl.analysis.records import START_STEPS, RunRecords, load_run
 from pyrl.evaluation.metrics import pass_at_k_of_counts
 from pyrl.study.config import Arm, PlannedRun, StudyConfig
+from pyrl.study.reached import Reached, reached
 from pyrl.telemetry.jsonl import read_jsonl
 from pyrl.telemetry.names import DIFFICULTY_BINS
 
@@ -83,6 +84,8 @@ class ArmResult:
     """To the baseline's: geometric mean of the pairs' ratios."""
     reward_difference: Interval | None
     held_out_difference: Interval | None
+    entropy_ratio_at_reward: Interval | None
+    """Where the reward is first as high as the baseline's at the end: geometric mean over the runs that get there."""
     pass_at_k: dict[int, Interval] = field(default_factory=dict)
     """On the held-out questions; the interval is by question, over which the seeds are averaged first."""
 
@@ -123,6 +126,7 @@ class Findings:
     missing: list[PlannedRun]
     collapse: list[Collapse]
     flatness: list[Flatness]
+    reached: list[Reached]
     law: Analysis | None
     arms: list[ArmResult]
     causes: list[CauseByDifficulty]
@@ -154,6 +158,11 @@ def find(study: StudyConfig, done: list[PlannedRun], missing: list[PlannedRun]) 
         missing=missing,
         collapse=[_collapse(run) for run in of_baseline.values()],
         flatness=[flatness(records[run.title]) for run in done],
+        reached=[
+            reached(records[run.title], of_baseline[run.seed], end_value)
+            for run in done
+            if run.arm.name != baseline and run.seed in of_baseline
+        ],
         law=_law(of_law),
         arms=arms,
         causes=[cause for arm, runs in by_arm.items() for cause in _causes(arm, [records[r.title] for r in runs])],
@@ -203,8 +212,15 @@ def _arm_result(
         entropy_ratio=ratio and _exponential(ratio),
         reward_difference=paired(lambda run, other: end_value(run, "reward_mean") - end_value(other, "reward_mean")),
         held_out_difference=paired(lambda run, other: held_out(run) - held_out(other)) if validated else None,
+        entropy_ratio_at_reward=_ratio_at_reward(pairs),
         pass_at_k=_pass_at_k(runs),
     )
+
+
+def _ratio_at_reward(pairs: list[tuple[RunRecords, RunRecords]]) -> Interval | None:
+    found = [reached(run, other, end_value).entropy_ratio for run, other in pairs]
+    logarithms = [float(np.log(ratio)) for ratio in found if ratio is not None]
+    return _exponential(seed_interval(logarithms)) if logarithms else None
 
 
 def _exponential(interval: Interval) -> Interval:

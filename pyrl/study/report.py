@@ -17,6 +17,7 @@ from pyrl.analysis.report import format_cell, load_template
 from pyrl.study.charts import study_charts
 from pyrl.study.config import StudyConfig
 from pyrl.study.findings import COLLAPSE_SHARES, Collapse, Findings, Flatness, Interval, find
+from pyrl.study.reached import WINDOW
 from pyrl.study.runner import is_done, planned_runs
 
 
@@ -43,12 +44,15 @@ def render_html(findings: Findings) -> str:
         arms=run_keys([arm.arm for arm in findings.arms]),
         missing=[run.title for run in findings.missing],
         baseline=findings.baseline,
+        window=WINDOW,
         charts=[(chart, Markup(chart.svg())) for chart in study_charts(findings)],
         arm_rows=arm_table(findings),
         pass_rows=pass_table(findings),
         pass_head=[f"pass@{k}" for k in _all_k(findings)],
         collapse_head=_collapse_head(),
         collapse_rows=[(c.run, _collapse_cells(c)) for c in findings.collapse],
+        reached_rows=[(r.run, [format_cell(v) for v in (r.reward, r.step, r.entropy, r.entropy_ratio)])
+                      for r in findings.reached],
         flat_rows=[(f.run, _flat_cells(f)) for f in findings.flatness],
         law_rows=law_report.law_table(law) if law else [],
         law_said=[f"{run.label}: {law_report.finding(run)}" for run in law.runs] if law else [],
@@ -66,7 +70,7 @@ def study_json(findings: Findings) -> dict[str, Any]:
     """Every number, with null for what is not defined."""
     numbers = {
         name: [dataclasses.asdict(item) for item in getattr(findings, name)]
-        for name in ("arms", "collapse", "flatness", "causes", "steering")
+        for name in ("arms", "collapse", "flatness", "reached", "causes", "steering")
     }
     return jsonable(
         {
@@ -84,6 +88,7 @@ def arm_table(findings: Findings) -> list[tuple[str, list[str]]]:
     return [
         (arm.arm, [str(len(arm.seeds)), *(interval_cell(value) for value in (
             arm.entropy, arm.entropy_ratio, arm.reward, arm.reward_difference, arm.held_out, arm.held_out_difference,
+            arm.entropy_ratio_at_reward,
         )), format_cell(arm.selected_tokens)])
         for arm in findings.arms
     ]  # fmt: skip

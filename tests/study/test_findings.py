@@ -11,11 +11,12 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
-from pyrl.analysis.records import RunRecords
+from pyrl.analysis.records import RunRecords, load_run
 from pyrl.config import ConfigError
 from pyrl.study.charts import steering_charts
 from pyrl.study.config import load_study, plan_runs
-from pyrl.study.findings import Findings, Interval, SteeringPoint, find, flatness, seed_interval
+from pyrl.study.findings import Findings, Interval, SteeringPoint, end_value, find, flatness, seed_interval
+from pyrl.study.reached import Reached, reached
 from pyrl.study.report import render_html, study_json, write_study_report
 from pyrl.study.runner import is_done
 
@@ -93,6 +94,36 @@ def test_arms_are_compared_with_the_baseline_by_seed(findings: Findings) -> None
         assert [difference.mean, difference.low, difference.high] == pytest.approx(bounds)
     assert kl_cov.selected_tokens == 7 and grpo.selected_tokens is None
     assert kl_cov.held_out_difference == Interval(0.0, 0.0, 0.0, 3)
+
+
+def straight(folder: Path, label: str, entropy: np.ndarray, reward: np.ndarray) -> RunRecords:
+    folder.mkdir()
+    steps = range(1, entropy.size + 1)
+    rows = [{"step": s, "entropy": h, "reward_mean": r} for s, h, r in zip(steps, entropy, reward, strict=True)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_run(folder, label)
+
+
+def test_entropy_is_compared_where_the_reward_is_the_baselines(tmp_path: Path) -> None:
+    """Reward (step - 1) / 299 is first above 0.6 in step 181, where the entropy 1 - 0.003 (step - 1) is 0.46."""
+    ramp = np.arange(300)
+    baseline = straight(tmp_path / "a", "grpo, seed 0", np.full(300, 0.05), np.full(300, 0.6))
+    noise = np.where(ramp % 2 == 0, 0.3, -0.3)  # alone, step 2 would be high enough
+    run = straight(tmp_path / "b", "kl_cov, seed 0", 1 - 0.003 * ramp, ramp / 299 + noise)
+    found = reached(run, baseline, end_value)
+    assert found.run == "kl_cov, seed 0" and found.reward == pytest.approx(0.6)
+    assert found.step == pytest.approx(181, abs=3)
+    assert found.entropy == pytest.approx(1 - 0.003 * (found.step - 1)) and found.entropy_ratio == pytest.approx(
+        found.entropy / 0.05
+    )
+    low = straight(tmp_path / "c", "rloo, seed 0", np.full(300, 0.5), np.full(300, 0.59))
+    assert reached(low, baseline, end_value) == Reached("rloo, seed 0", found.reward, None, None, None)
+
+
+def test_arms_say_how_much_entropy_is_left_at_the_baselines_reward(findings: Findings) -> None:
+    """A plateau of more entropy ends with less reward by the same law, so these arms never get there."""
+    assert [r.step for r in findings.reached] == [None] * 6
+    assert all(arm.entropy_ratio_at_reward is None for arm in findings.arms)
 
 
 def test_one_seed_has_no_interval() -> None:
