@@ -120,8 +120,9 @@ def test_every_verdict_is_as_without_the_harm(trial: Trial) -> None:
 
 
 def test_no_process_and_no_descriptor_is_left(trial: Trial) -> None:
-    assert trial.done.children == trial.warm.children
-    assert trial.done.descriptors == trial.warm.descriptors
+    """The process is shared with other tests, whose own may be closed meanwhile."""
+    assert trial.done.children <= trial.warm.children
+    assert trial.done.descriptors <= trial.warm.descriptors
 
 
 def test_the_parent_does_not_grow(trial: Trial) -> None:

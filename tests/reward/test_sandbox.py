@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -34,19 +35,31 @@ def judge(program: str, seconds: float = SECONDS) -> str:
     return run_tests(program, TESTS, seconds, entry_point="square").outcome
 
 
+def children() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+def files_of_others() -> set[str]:
+    """What another user than this one has in the folders that anybody may write to: programs run as one."""
+    found = set()
+    for folder in ("/tmp", "/dev/shm"):
+        for entry in os.scandir(folder):
+            with contextlib.suppress(FileNotFoundError):  # another process's, gone meanwhile
+                if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+                    found.add(entry.path)
+    return found
+
+
 @pytest.fixture(autouse=True)
 def nothing_left():
-    """The same processes, mounts and temporary files after a test as before."""
-
-    def found() -> tuple[set[int], str, set[str]]:
-        children = {p.pid for p in psutil.Process().children(recursive=True)}
-        return children, Path("/proc/self/mounts").read_text(), set(os.listdir("/dev/shm"))
-
-    before = found()
+    """No process, mount, file or descriptor more than before the test; those of other tests may go meanwhile."""
+    processes, files, mounts = children(), files_of_others(), Path("/proc/self/mounts").read_text()
     descriptors = len(os.listdir("/proc/self/fd"))
     yield
-    assert found() == before
-    assert len(os.listdir("/proc/self/fd")) <= descriptors  # another test's may be closed meanwhile
+    assert children() <= processes
+    assert files_of_others() <= files
+    assert Path("/proc/self/mounts").read_text() == mounts
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
     alive = [p.info["cmdline"] for p in psutil.process_iter(["cmdline", "ppid"]) if "launcher.py" in str(p.info)]
     assert not [command for command in alive if str(os.getpid()) in str(command)]
 
