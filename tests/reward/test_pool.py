@@ -168,7 +168,7 @@ def test_close_leaves_no_process_and_no_descriptor(bad):
         pids = [*pool.worker_pids, int(verdict.reason)]
         assert all(map(is_alive, pool.worker_pids))
     wait_gone(pids)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # another test's may be closed meanwhile
     with pytest.raises(RuntimeError, match="closed"):
         pool.grade([("a", "a")])
     pool.close()
