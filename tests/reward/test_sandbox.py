@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from pyrl.reward import sandbox
-from pyrl.reward.sandbox import Limits, Run, codec, run_scripts, run_tests
+from pyrl.reward.sandbox import Limits, Run, SandboxError, bubblewrap, codec, run_scripts, run_tests
+from pyrl.reward.sandbox import run as sandbox_run
 
 pytestmark = pytest.mark.usefixtures("namespaces")
 
@@ -291,18 +292,45 @@ def test_many_threads_at_once() -> None:
 NOBODY = 65534
 AS_NOBODY = """
 import sys
-sys.path.insert(0, {folder!r})
+sys.path.insert(0, "{folder}")
 from sandbox import run
+if {by!r}:
+    run.isolation = lambda: {by!r}
+assert run.isolation() == {by!r}
 program = "import os\\nprint(int(input()) ** 2, os.path.exists('/etc/passwd'), os.getuid())"
 found = list(run.run_scripts(program, ["3"], 30.0))
 print(found[0])
-print(list(run.run_scripts({bomb!r}, [""], 30.0))[0].stdout)
+for attack in ({bomb!r}, {escapes!r}):
+    print(list(run.run_scripts(attack, [""], 30.0))[0].stdout.strip())
+print(run.run_tests("import sys; sys.exit(0)", "def check(f): pass", 30.0, entry_point="f").outcome)
+"""
+ESCAPES = """
+import ctypes, os, socket
+libc = ctypes.CDLL(None)
+def connects():
+    try:
+        socket.create_connection(("1.1.1.1", 80), 3)
+    except OSError:
+        return False
+    return True
+def writes(path):
+    try:
+        open(path, "w")
+    except OSError:
+        return False
+    return True
+print(connects(), libc.unshare(0x10000000) == 0, libc.mount(b"none", b"/scratch", b"tmpfs", 0, None) == 0,
+      [path for path in ("/x", "/usr/x", "/dev/x", "/launcher/x") if writes(path)], os.path.exists("/proc/self"))
 """
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
-def test_a_user_without_rights_has_the_same_sandbox(tmp_path: Path) -> None:
-    """By a user namespace that it may make itself; with Debian's Python, which every user may read."""
+@pytest.mark.parametrize("way", ["own", "bubblewrap"])
+def test_a_user_without_rights_has_the_same_sandbox(tmp_path: Path, way: str) -> None:
+    """By namespaces that it may make itself, or by bubblewrap; with Debian's Python, which every user may read."""
+    by = shutil.which("bwrap") if way == "bubblewrap" else None
+    if by is None and way == "bubblewrap":
+        pytest.skip("bubblewrap is not installed")
     python = shutil.which("python3", path="/usr/bin")
     if python is None:
         pytest.skip("needs /usr/bin/python3, which every user may read")
@@ -313,15 +341,38 @@ def test_a_user_without_rights_has_the_same_sandbox(tmp_path: Path) -> None:
             file.write_text(file.read_text().replace("from pyrl.reward.sandbox", "from sandbox"))
         os.chmod(folder, 0o755)
         done = subprocess.run(
-            [python, "-I", "-B", "-c", AS_NOBODY.format(folder=str(folder), bomb=FORK_BOMB)],
+            [python, "-I", "-B", "-c", AS_NOBODY.format(folder=folder, bomb=FORK_BOMB, escapes=ESCAPES, by=by)],
             user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, text=True, env={}, timeout=120,
         )  # fmt: skip
     finally:
         shutil.rmtree(folder)
     assert done.returncode == 0, done.stderr
-    first, made = done.stdout.split("\n")[:2]
+    first, made, escaped, verdict = done.stdout.splitlines()
     assert first == "Run(stdout='9 False 1000\\n', problem=None)"
     assert 5 <= int(made) <= 16
+    assert escaped == "False False False [] False" and verdict == "wrong"
+
+
+def test_bubblewrap_is_tried_where_namespaces_of_our_own_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, refused = [], {None}
+
+    def attempt(by: str | None) -> None:
+        tried.append(by)
+        if by in refused:
+            raise SandboxError(f"{by} may not")
+
+    monkeypatch.setattr(sandbox_run, "_try", attempt)
+    monkeypatch.setattr(bubblewrap, "find", lambda: "/usr/bin/bwrap")
+    choose = sandbox_run.isolation.__wrapped__  # asks anew each time
+    assert choose() == "/usr/bin/bwrap" and tried == [None, "/usr/bin/bwrap"]
+    refused.add("/usr/bin/bwrap")
+    with pytest.raises(SandboxError, match=r"None may not\. /usr/bin/bwrap, tried instead, fails too: .* may not"):
+        choose()
+    monkeypatch.setattr(bubblewrap, "find", lambda: None)
+    with pytest.raises(SandboxError, match=r"^None may not$"):
+        choose()
+    refused.clear()
+    assert choose() is None
 
 
 REFUSED = """

@@ -18,6 +18,7 @@ import random
 import resource
 import socket
 import sys
+from typing import NoReturn
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import frames
@@ -40,6 +41,9 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     request = frames.receive(channel)
     try:
+        if request["isolated"]:  # by bubblewrap
+            kernel.drop_privileges()
+            _serve(request, channel)
         kernel.die_with_parent()
         if os.getppid() != request["parent"]:
             sys.exit(1)
@@ -126,15 +130,20 @@ def _process_one(request: dict, channel: socket.socket, parent: socket.socket, i
         kernel.drop_privileges()
         kernel.die_with_parent()
         _end_if_orphaned(parent)
-        _keep_only({0, 1, 2, channel.fileno(), *request["descriptors"]})
         os.setsid()
-        os.environ.clear()
-        for name, value in request["limits"].items():
-            kernel.limit(getattr(resource, name), value)
-        frames.send(channel, {"ready": True})
+        _serve(request, channel)
     except OSError as error:
         frames.send(channel, {"error": str(error)})
         os._exit(1)
+
+
+def _serve(request: dict, channel: socket.socket) -> NoReturn:
+    """Run the role, as process 1 of what is a sandbox by now. Raises OSError before it is ready."""
+    _keep_only({0, 1, 2, channel.fileno(), *request["descriptors"]})
+    os.environ.clear()
+    for name, value in request["limits"].items():
+        kernel.limit(getattr(resource, name), value)
+    frames.send(channel, {"ready": True})
     sys.argv = ["program.py"]
     try:
         ROLES[request["role"]](channel, request)

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pyrl.reward.sandbox import frames
+from pyrl.reward.sandbox import bubblewrap, frames
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 SETUP_SECONDS = 20.0
@@ -83,7 +83,8 @@ def run_scripts(program: str, inputs: Sequence[str], seconds: float, *, limits: 
     SandboxError.
     """
     with ExitStack() as stack:
-        channel = stack.enter_context(_sandbox("io", limits, program=program, output_bytes=limits.output_bytes))
+        settings = {"program": program, "output_bytes": limits.output_bytes}
+        channel = stack.enter_context(_sandbox("io", limits, isolation(), **settings))
         deadline = time.monotonic() + seconds
         problem = _answer(channel, deadline)["problem"]
         if problem is not None:
@@ -112,9 +113,9 @@ def run_tests(
     secret = secrets.token_hex(16)
     with ExitStack() as stack:
         ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
-        stack.enter_context(_sandbox("calls", limits, pass_on=theirs, program=program))
+        stack.enter_context(_sandbox("calls", limits, isolation(), pass_on=theirs, program=program))
         judge = {"tests": tests, "entry_point": entry_point, "secret": secret}
-        channel = stack.enter_context(_sandbox("tests", limits, pass_on=ours, **judge))
+        channel = stack.enter_context(_sandbox("tests", limits, isolation(), pass_on=ours, **judge))
         ours.close()
         theirs.close()
         verdict = _answer(channel, time.monotonic() + seconds)
@@ -132,6 +133,31 @@ def check_available() -> None:
         raise SandboxError(f"a first program failed in the sandbox: {runs}")
 
 
+@lru_cache(maxsize=1)
+def isolation() -> str | None:
+    """What isolates: None, the launcher itself; or the path of bubblewrap, where this user may not make namespaces.
+
+    Raises SandboxError where neither can.
+    """
+    try:
+        _try(None)
+    except SandboxError as error:
+        program = bubblewrap.find()
+        if program is None:
+            raise
+        try:
+            _try(program)
+        except SandboxError as second:
+            raise SandboxError(f"{error}. {program}, tried instead, fails too: {second}") from second
+        return program
+    return None
+
+
+def _try(program: str | None) -> None:
+    with _sandbox("io", LIMITS, program, program="", output_bytes=0):
+        return
+
+
 def _answer(channel: socket.socket, deadline: float) -> dict[str, Any]:
     """The next message; a `problem` where it does not come in time, or whoever had to send it has gone."""
     channel.settimeout(max(0.001, deadline - time.monotonic()))
@@ -145,14 +171,14 @@ def _answer(channel: socket.socket, deadline: float) -> dict[str, Any]:
 
 @contextmanager
 def _sandbox(
-    role: str, limits: Limits, *, pass_on: socket.socket | None = None, **request: Any
+    role: str, limits: Limits, by: str | None, /, *, pass_on: socket.socket | None = None, **request: Any
 ) -> Iterator[socket.socket]:
-    """A running role and the channel to it; everything in there is dead afterwards."""
+    """A running role and the channel to it; everything in there is dead afterwards. `by`: as `isolation()`."""
     ours, theirs = socket.socketpair()
     descriptors = [] if pass_on is None else [pass_on.fileno()]
     with ours, theirs:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(LAUNCHER), str(theirs.fileno())],
+            _command(by, theirs.fileno(), limits),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={}, cwd="/",
             pass_fds=[theirs.fileno(), *descriptors], start_new_session=True,
         )  # fmt: skip
@@ -160,8 +186,8 @@ def _sandbox(
             theirs.close()
             ours.settimeout(SETUP_SECONDS)
             frames.send(ours, {
-                "parent": os.getpid(), "role": role, "limits": limits.by_kind(), "visible": visible_files(),
-                "hidden": hidden_folders(), "scratch_bytes": limits.scratch_bytes,
+                "parent": os.getpid(), "isolated": by is not None, "role": role, "limits": limits.by_kind(),
+                "visible": visible_files(), "hidden": hidden_folders(), "scratch_bytes": limits.scratch_bytes,
                 "scratch_files": limits.scratch_files, "descriptors": descriptors,
                 "calls": descriptors[0] if descriptors else None, **request,
             })  # fmt: skip
@@ -170,6 +196,13 @@ def _sandbox(
         finally:
             process.kill()  # with it dies process 1 of its namespace, and with that all others
             process.wait()
+
+
+def _command(by: str | None, channel: int, limits: Limits) -> list[str]:
+    if by is None:
+        return [sys.executable, "-I", "-S", "-B", str(LAUNCHER), str(channel)]
+    visible = [*visible_files(), *linked_files(os.path.realpath(sys.executable))]
+    return bubblewrap.command(by, LAUNCHER, [str(channel)], visible, hidden_folders(), limits.scratch_bytes)
 
 
 def _wait_until_ready(channel: socket.socket) -> None:
@@ -185,7 +218,8 @@ def _wait_until_ready(channel: socket.socket) -> None:
             f"this kernel or container does not let programs be isolated: {answer['error']}. Code rewards need user, "
             "pid, mount and network namespaces: allow them (sysctl user.max_user_namespaces above 0, "
             "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; in a container a "
-            "seccomp profile that allows unshare and mount), or run as root on the host"
+            "seccomp profile that allows unshare and mount), install bubblewrap 0.8 where it may make them, or run as "
+            "root on the host"
         )
 
 
@@ -193,10 +227,15 @@ def _wait_until_ready(channel: socket.socket) -> None:
 def visible_files() -> list[str]:
     """All of the host that a program sees, read-only: Python's standard library and the libraries its modules link."""
     library = os.path.realpath(sysconfig.get_path("stdlib"))
-    modules = sorted(Path(library, "lib-dynload").glob("*.so"))
-    linked = subprocess.run(["ldd", *map(str, modules)], capture_output=True, text=True, check=False).stdout
-    paths = {match for match in re.findall(r"(/\S+) \(0x", linked) if not match.startswith(library)}
-    return [library, *sorted(paths)]
+    modules = sorted(map(str, Path(library, "lib-dynload").glob("*.so")))
+    return [library, *(path for path in linked_files(*modules) if not path.startswith(library))]
+
+
+@lru_cache(maxsize=2)
+def linked_files(*programs: str) -> list[str]:
+    """The libraries, and the loader, that programs or libraries link."""
+    linked = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False).stdout
+    return sorted(set(re.findall(r"(/\S+) \(0x", linked)))
 
 
 @lru_cache(maxsize=1)
