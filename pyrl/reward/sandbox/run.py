@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -19,6 +20,8 @@ from typing import Any
 
 from pyrl.reward.sandbox import bubblewrap, frames
 
+log = logging.getLogger("pyrl")
+
 LAUNCHER = Path(__file__).with_name("launcher.py")
 SETUP_SECONDS = 20.0
 """Deadline for namespaces and mounts, which take some 50 ms on an idle machine."""
@@ -26,6 +29,10 @@ SETUP_SECONDS = 20.0
 
 class SandboxError(RuntimeError):
     """This machine cannot isolate a program; the text says what is missing and what to do."""
+
+
+class NotAllowedError(SandboxError):
+    """The kernel refused a call that isolates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +148,7 @@ def isolation() -> str | None:
     """
     try:
         _try(None)
-    except SandboxError as error:
+    except NotAllowedError as error:
         program = bubblewrap.find()
         if program is None:
             raise
@@ -149,6 +156,7 @@ def isolation() -> str | None:
             _try(program)
         except SandboxError as second:
             raise SandboxError(f"{error}. {program}, tried instead, fails too: {second}") from second
+        log.info("programs are isolated by %s, since this user may not make namespaces", program)
         return program
     return None
 
@@ -214,7 +222,7 @@ def _wait_until_ready(channel: socket.socket) -> None:
     except (frames.ClosedError, OSError) as error:
         raise SandboxError(f"the sandbox's launcher ended before it was ready: {error}") from error
     if "error" in answer:
-        raise SandboxError(
+        raise NotAllowedError(
             f"this kernel or container does not let programs be isolated: {answer['error']}. Code rewards need user, "
             "pid, mount and network namespaces: allow them (sysctl user.max_user_namespaces above 0, "
             "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; in a container a "
