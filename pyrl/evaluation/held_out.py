@@ -10,8 +10,13 @@ from pyrl.evaluation.statistics import Comparison, compare_paired
 from pyrl.telemetry.jsonl import read_jsonl
 
 VALIDATION = "validation.jsonl"
-HEADINGS = ("held out", "avg@k", "difference [95% interval]", "p", "questions", "")
+HEADINGS = ("held out", "avg@k", "difference [95% interval]", "p", "questions", "the second policy is")
 """Of `HeldOutComparison.cells`. The interval is by question, p of a two-sided sign-flip permutation test."""
+POLICIES_NOT_METHODS = (
+    "This compares two policies, not two methods: another seed of a method gives another policy. `pyrl study` compares "
+    "methods over seeds."
+)
+"""Stands beside the comparisons of single runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +33,13 @@ class HeldOutComparison:
     def cells(self) -> tuple[str, ...]:
         """By `HEADINGS`."""
         pair = self.paired
-        verdict = "within noise" if pair.within_noise else "better" if pair.difference > 0 else "worse"
         return (
             self.label,
             f"{self.first:.3f} -> {self.second:.3f}",
             f"{pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]",
             f"{pair.p:.2g}",
             str(pair.questions),
-            verdict,
+            pair.verdict,
         )
 
 

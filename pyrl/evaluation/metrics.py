@@ -8,7 +8,8 @@ from math import comb
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+
+from pyrl.evaluation.intervals import score_interval
 
 
 def avg_at_k(correct: ArrayLike) -> float:
@@ -60,19 +61,12 @@ def maj_at_k(answers: Sequence[Sequence[str | None]], correct: ArrayLike, k: int
 
 
 def clustered_interval(correct: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Student's interval of `avg_at_k` with a question as one observation, cut to [0, 1].
+    """Interval of `avg_at_k` with a question as one observation: `score_interval` of the questions' shares.
 
     Samples of one question are not independent of one another; questions are. Raises ValueError: fewer than 2
     questions, or a confidence outside (0, 1).
     """
-    found = _matrix(correct)
-    if len(found) < 2:
-        raise ValueError(f"correct: an interval by question needs at least 2 questions, got {len(found)}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence}: want a fraction between 0 and 1")
-    means = found.mean(1)
-    half = stats.t.ppf((1 + confidence) / 2, len(means) - 1) * stats.sem(means)
-    return max(0.0, float(means.mean() - half)), min(1.0, float(means.mean() + half))
+    return score_interval(_matrix(correct).mean(1), confidence)
 
 
 def _matrix(correct: ArrayLike) -> np.ndarray:

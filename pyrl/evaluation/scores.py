@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from pyrl.config import ConfigError
 from pyrl.evaluation import published
 from pyrl.evaluation.config import EvaluationConfig
+from pyrl.evaluation.intervals import score_interval
 from pyrl.evaluation.metrics import maj_at_k, pass_at_k_of_counts
 from pyrl.evaluation.statistics import Comparison, compare_paired
 from pyrl.evaluation.store import SCORES, Sample, read_questions, read_samples, write_whole
 from pyrl.reward.answers import mathd_form
+
+HEADLINE_SHARE = 0.9
+"""Of the questions must have k judged samples for pass@k and maj@k to stand in the table; `scores.json` has every k."""
 
 
 def score_folder(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
@@ -45,11 +49,13 @@ def score_folder(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
 
 def score_benchmark(questions: dict[str, list[Sample]]) -> dict[str, Any]:
     """Statistics of graded samples by question. Samples that could not be judged have no part in a score: a question
-    counts by its judged samples, k goes up to the fewest of any question, and one without any is left out."""
+    counts by its judged samples, one without any is left out, and pass@k and maj@k are over the questions that have at
+    least k, whose number stands beside them. `headline_k`: the most that `HEADLINE_SHARE` of the questions have."""
     samples = [s for own in questions.values() for s in own]
     judged = {q: [s for s in own if s["verdict"] in ("right", "wrong")] for q, own in questions.items()}
     judged = {q: own for q, own in judged.items() if own}
-    most = min((len(own) for own in judged.values()), default=0)
+    drawn = sorted((len(own) for own in judged.values()), reverse=True)
+    ks = powers_of_two(drawn[0]) if drawn else []
     return {
         "questions": len(questions),
         "rows": len(samples),
@@ -57,8 +63,9 @@ def score_benchmark(questions: dict[str, list[Sample]]) -> dict[str, Any]:
         "samples": max((len(own) for own in questions.values()), default=0),
         "questions_without_verdict": len(questions) - len(judged),
         "avg_at_k": with_interval([np.mean([_right(s) for s in own]) for own in judged.values()]),
-        "pass_at_k": {str(k): with_interval(_pass(judged, k)) for k in powers_of_two(most)},
-        "maj_at_k": {str(k): with_interval(_maj(judged, k)) for k in powers_of_two(most)},
+        "pass_at_k": {str(k): _over_those_with(k, judged, _pass) for k in ks},
+        "maj_at_k": {str(k): _over_those_with(k, judged, _maj) for k in ks},
+        "headline_k": max((k for k in ks if len(_with(k, judged)) >= HEADLINE_SHARE * len(judged)), default=None),
         "truncated": _share(samples, lambda s: s["finish_reason"] == "length"),
         "unjudged": _share(samples, lambda s: s["verdict"] == "unjudged"),
         "empty": _share(samples, lambda s: not s["text"].strip()),
@@ -73,26 +80,13 @@ def powers_of_two(most: int) -> list[int]:
 
 
 def with_interval(values: Any) -> dict[str, float | None]:
-    """Mean of a value in [0, 1] a question and its 95% interval; null where undefined.
+    """Mean of a value in [0, 1] per question and its 95% interval (`score_interval`).
 
-    Student's, unless that would leave [0, 1] or have no width: then Korn and Graubard's (Survey Methodology 24, 1998),
-    which is Clopper and Pearson's for as many independent questions as have this variance. So 0 of 30 questions, and 1
-    right sample of one of them, both leave room up to about 0.12.
+    Null where undefined: without a question the mean, with fewer than two the interval.
     """
     found = np.asarray(list(values), dtype=np.float64)
-    if not found.size:
-        return {"mean": None, "low": None, "high": None}
-    mean = float(found.mean())
-    if found.size < 2:
-        return {"mean": mean, "low": None, "high": None}
-    error = float(stats.sem(found))
-    half = float(stats.t.ppf(0.975, found.size - 1)) * error
-    low, high = mean - half, mean + half
-    if half == 0.0 or low < 0.0 or high > 1.0:
-        n = min(found.size, mean * (1.0 - mean) / error**2) if error > 0.0 else found.size
-        low = float(stats.beta.ppf(0.025, mean * n, n - mean * n + 1.0)) if mean > 0.0 else 0.0
-        high = float(stats.beta.ppf(0.975, mean * n + 1.0, n - mean * n)) if mean < 1.0 else 1.0
-    return {"mean": mean, "low": low, "high": high}
+    low, high = score_interval(found) if found.size > 1 else (None, None)
+    return {"mean": float(found.mean()) if found.size else None, "low": low, "high": high}
 
 
 def means(benchmarks: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -174,13 +168,25 @@ def _share(samples: list[Sample], holds: Any) -> float | None:
     return sum(map(holds, samples)) / len(samples) if samples else None
 
 
-def _pass(judged: dict[str, list[Sample]], k: int) -> np.ndarray:
-    counts = [(sum(map(_right, own)), len(own)) for own in judged.values()]
+def _with(k: int, judged: dict[str, list[Sample]]) -> list[list[Sample]]:
+    """Judged samples of the questions that have at least `k`."""
+    return [own for own in judged.values() if len(own) >= k]
+
+
+def _over_those_with(
+    k: int, judged: dict[str, list[Sample]], score: Callable[[list[list[Sample]], int], Iterable[float]]
+) -> dict[str, float | int | None]:
+    questions = _with(k, judged)
+    return with_interval(score(questions, k)) | {"questions": len(questions)}
+
+
+def _pass(questions: list[list[Sample]], k: int) -> np.ndarray:
+    counts = [(sum(map(_right, own)), len(own)) for own in questions]
     return pass_at_k_of_counts(*zip(*counts, strict=True), k)
 
 
-def _maj(judged: dict[str, list[Sample]], k: int) -> list[float]:
-    return [maj_at_k([[_answer(s) for s in own]], np.array([[_right(s) for s in own]]), k) for own in judged.values()]
+def _maj(questions: list[list[Sample]], k: int) -> list[float]:
+    return [maj_at_k([[_answer(s) for s in own]], np.array([[_right(s) for s in own]]), k) for own in questions]
 
 
 def _answer(sample: Sample) -> str | None:

@@ -11,6 +11,10 @@ from rich.table import Table
 from pyrl.evaluation.scores import compare_folders
 from pyrl.evaluation.statistics import Comparison
 
+COMPARISON_CAPTION = (
+    "Student's interval by question; two-sided sign-flip test, which needs six questions for p < 0.05. Two checkpoints "
+    "are compared, not two methods."
+)
 
 def score_table(scores: dict[str, Any]) -> Table:
     """For the terminal: a row a benchmark, then the means, then the paper's scores."""
@@ -19,7 +23,7 @@ def score_table(scores: dict[str, Any]) -> Table:
         table.add_column(heading)
     for name, b in scores["benchmarks"].items():
         lacking = f"{b['missing']} samples missing" if b["missing"] else ""
-        best = [_last(b[metric]) for metric in ("pass_at_k", "maj_at_k")]
+        best = [_headline(b, metric) for metric in ("pass_at_k", "maj_at_k")]
         table.add_row(
             name, _number(b["avg_at_k"]["mean"]), _interval(b["avg_at_k"]), *best,
             _number(b["truncated"]), _number(b["unjudged"]), f"{b['questions']} x {b['samples']}",
@@ -47,24 +51,27 @@ def published_table(scores: dict[str, Any]) -> Table | None:
 
 def comparison_table(first: Path, second: Path) -> Table:
     """Paired differences of two folders, second minus first."""
-    table = Table(title=f"{second} - {first}", caption="bootstrap interval by question; two-sided sign-flip test")
-    for heading in ("", "difference", "95%", "p", "questions", ""):
+    table = Table(title=f"{second} - {first}", caption=COMPARISON_CAPTION)
+    for heading in ("", "difference", "95%", "p", "questions", "the second is"):
         table.add_column(heading)
     for name, found in compare_folders(first, second).items():
         if isinstance(found, Comparison):
-            said = "within noise" if found.within_noise else "better" if found.difference > 0 else "worse"
             table.add_row(
                 name, f"{found.difference:+.3f}", f"{found.low:+.3f} to {found.high:+.3f}", f"{found.p:.2g}",
-                str(found.questions), said,
+                str(found.questions), found.verdict,
             )  # fmt: skip
         else:
             table.add_row(name, *[""] * 4, escape(found))
     return table
 
 
-def _last(scores: dict[str, dict[str, float | None]]) -> str:
-    """The score at the most samples that every question has, which is said."""
-    return f"{_number(scores[k]['mean'])} (k = {k})" if (k := next(reversed(scores), None)) is not None else "-"
+def _headline(benchmark: dict[str, Any], metric: str) -> str:
+    """The score at `headline_k`; said where not every question has so many judged samples."""
+    if (k := benchmark["headline_k"]) is None:
+        return "-"
+    score = benchmark[metric][str(k)]
+    over = "" if score["questions"] == benchmark["questions"] else f", {score['questions']} questions"
+    return f"{_number(score['mean'])} (k = {k}{over})"
 
 
 def _number(value: float | None) -> str:

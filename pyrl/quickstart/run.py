@@ -13,7 +13,7 @@ from pyrl.analysis.records import load_runs
 from pyrl.analysis.report import compare, write_report
 from pyrl.config import ConfigError, KLCov, LossConfig, PPOClip, RunConfig, load_tree, parse_config
 from pyrl.data.tokenizer import load_tokenizer
-from pyrl.evaluation.held_out import HEADINGS, compare_held_out
+from pyrl.evaluation.held_out import HEADINGS, POLICIES_NOT_METHODS, compare_held_out
 from pyrl.learner.learner import Learner
 from pyrl.learner.parallel import destroy_parallel, init_parallel
 from pyrl.quickstart.model import write_model
@@ -146,7 +146,10 @@ def supervised_phase(
 
 
 def held_out_table(rows: list[tuple[str, ...]]) -> Table:
-    table = Table(title="held-out questions in pairs: 95% interval by question, p of a sign-flip permutation test")
+    table = Table(
+        title="held-out questions in pairs: 95% interval by question, p of a sign-flip permutation test",
+        caption=POLICIES_NOT_METHODS,
+    )
     for heading in HEADINGS:
         table.add_column(heading)
     for row in rows:

@@ -16,6 +16,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from pyrl.config import ConfigError
+from pyrl.evaluation import published
 from pyrl.evaluation.benchmarks import load_benchmarks
 from pyrl.evaluation.config import EvaluationConfig, load_evaluation
 from pyrl.quickstart.model import build_tokenizer
@@ -84,6 +85,18 @@ def test_repeated_rows_of_the_published_files_are_one_question(tokenizer: PreTra
     assert counts == {"aime24": 30, "aime25": 30, "amc23": 40, "math500": 500}
     assert all("Answer:" not in q.prompt and q.prompt.endswith("within \\boxed{}.") for q in found)
     assert len({(q.benchmark, q.id) for q in found}) == len(found)
+
+
+def test_the_papers_config_is_its_protocol() -> None:
+    """arXiv 2505.22617, section 4.3 and Table 2; samples x questions reproduce the rows behind its average."""
+    config = load_evaluation(CONFIGS / "paper.yaml", ["model=m"])
+    for benchmark in config.benchmarks.values():
+        sampled = benchmark.column in ("AIME24", "AIME25", "AMC")
+        assert (benchmark.samples, benchmark.temperature) == ((32, 0.6) if sampled else (1, 0.0))
+        assert (benchmark.template, benchmark.grader) == ("r1_zero", "math:paper")
+        assert (benchmark.max_tokens, benchmark.top_p, benchmark.instruction) == (8192, 1.0, "boxed")
+    rows = {b.column: b.samples * (b.expected_rows or 0) for b in config.benchmarks.values()}
+    assert rows == published.ROWS
 
 
 @needs_data

@@ -14,8 +14,10 @@ from scipy import stats
 
 from pyrl.config import ConfigError
 from pyrl.evaluation import published
+from pyrl.evaluation.metrics import clustered_interval
 from pyrl.evaluation.scores import compare_folders, means, score_benchmark, with_interval
 from pyrl.evaluation.statistics import Comparison
+from pyrl.evaluation.tables import comparison_table, score_table
 
 SAMPLES = 5
 RIGHT, WRONG, UNJUDGED = "right", "wrong", "unjudged"
@@ -56,11 +58,10 @@ def test_statistics_agree_with_scipy_and_with_every_draw() -> None:
         major = np.array([np.mean([vote(own, row, pick) for pick in picks]) for own, row in pairs])
         assert found["pass_at_k"][str(k)]["mean"] == pytest.approx(passed.mean())
         assert found["maj_at_k"][str(k)]["mean"] == pytest.approx(major.mean())
-    for values, said in ((right.mean(1), found["avg_at_k"]), (right.mean(1), found["pass_at_k"]["1"])):
-        t = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-        assert 0 < t.low and t.high < 1  # else another interval is used
-        assert (said["mean"], said["low"], said["high"]) == pytest.approx((values.mean(), t.low, t.high))
-    assert (found["questions"], found["rows"], found["samples"]) == (9, 45, 5)
+    for said in (found["avg_at_k"], found["pass_at_k"]["1"]):
+        low, high = clustered_interval(right)
+        assert (said["mean"], said["low"], said["high"]) == pytest.approx((right.mean(), low, high))
+    assert (found["questions"], found["rows"], found["samples"], found["headline_k"]) == (9, 45, 5, 5)
 
 
 def vote(answers: list[str], right: np.ndarray, pick: list[int]) -> float:
@@ -78,14 +79,32 @@ def test_unjudged_samples_have_no_part_in_a_score() -> None:
     }
     found = score_benchmark(questions)
     assert found["avg_at_k"]["mean"] == pytest.approx((1 + 1 / 3) / 2)
-    assert list(found["pass_at_k"]) == ["1", "2"]  # q0 has two
+    assert list(found["pass_at_k"]) == ["1", "2", "3"]
     assert found["pass_at_k"]["2"]["mean"] == pytest.approx((1 + 2 / 3) / 2)
+    assert found["pass_at_k"]["3"] == {"mean": 1.0, "low": None, "high": None, "questions": 1}  # q0 has two
+    assert found["headline_k"] == 2
     assert found["unjudged"] == pytest.approx(4 / 9) and found["questions_without_verdict"] == 1
+
+
+def test_one_question_with_few_verdicts_does_not_take_pass_at_k_from_the_others() -> None:
+    questions = drawn(20, seed=4)
+    before = score_benchmark({name: own for name, own in questions.items() if name != "q3"})
+    questions["q3"] = [sample(3, n, RIGHT if n == 0 else UNJUDGED) for n in range(SAMPLES)]
+    found = score_benchmark(questions)
+    for metric in ("pass_at_k", "maj_at_k"):
+        assert [s["questions"] for s in found[metric].values()] == [20, 19, 19, 19]
+        assert found[metric]["5"] == before[metric]["5"]
+    assert found["headline_k"] == 5  # 19 of 20 questions have it
+    shown = {"model": "m", "benchmarks": {"set": found | {"missing": 0, "note": "", "partial": False}},
+             "means": {"of_benchmarks": 0.5, "over_rows": 0.5, "over_rows_comparable_with_paper": False}}  # fmt: skip
+    cells = [str(cell) for column in score_table(shown).columns for cell in column.cells]
+    assert sum("(k = 5, 19 questions)" in cell for cell in cells) == 2
 
 
 def test_a_benchmark_without_any_verdict_has_no_score() -> None:
     found = score_benchmark({"q0": [sample(0, 0, UNJUDGED)]})
     assert found["avg_at_k"] == {"mean": None, "low": None, "high": None} and found["pass_at_k"] == {}
+    assert found["headline_k"] is None
     assert score_benchmark({})["unjudged"] is None
 
 
@@ -108,17 +127,20 @@ def test_questions_that_are_all_alike_still_leave_an_interval(value: float) -> N
     assert (found["low"], found["high"]) == pytest.approx((0.0, width) if value == 0 else (1 - width, 1.0))
 
 
-def test_near_0_and_1_an_interval_does_not_shrink_with_one_more_right_answer() -> None:
+def test_near_0_and_1_an_interval_moves_little_with_one_more_right_answer() -> None:
     none, one, two = (with_interval([0.0] * (30 - n) + [1 / 32] * n) for n in range(3))
-    assert none["low"] == 0.0 and 0.11 < none["high"] < one["high"] < two["high"] < 0.13
+    assert none["low"] == 0.0
+    for fewer, more in ((none, one), (one, two)):
+        assert abs(more["high"] - fewer["high"]) <= 2 / 30 / 32 and fewer["low"] <= more["low"] < more["mean"]
     all_but_one = with_interval([1.0] * 29 + [31 / 32])
     assert (all_but_one["low"], all_but_one["high"]) == pytest.approx((1 - one["high"], 1 - one["low"]))
 
 
 def test_a_variance_of_independent_questions_gives_clopper_and_pearsons_interval() -> None:
-    found = with_interval([1.0] * 2 + [0.0] * 38)  # Student's would begin below 0
-    exact = stats.binomtest(2, 40).proportion_ci(method="exact")
-    assert (found["low"], found["high"]) == pytest.approx((exact.low, exact.high), rel=0.05)
+    found = [with_interval([1.0] * n + [0.0] * (30 - n)) for n in (3, 4)]
+    exact = [stats.binomtest(n, 30).proportion_ci(method="exact") for n in (3, 4)]
+    for one, other in zip(found, exact, strict=True):
+        assert (one["low"], one["high"]) == pytest.approx((other.low, other.high))
 
 
 def test_questions_that_are_all_half_right_leave_an_interval() -> None:
@@ -177,6 +199,13 @@ def test_folders_are_compared_by_question(tmp_path: Path) -> None:
     assert found.difference == pytest.approx(differences.mean()) and found.questions == 40
     reference = stats.permutation_test((differences,), np.mean, permutation_type="samples", rng=3)
     assert found.p == pytest.approx(reference.pvalue, abs=0.02)
+
+
+def test_a_comparison_of_few_questions_is_not_called_noise(tmp_path: Path) -> None:
+    one, other = ({f"q{q}": [sample(q, 0, verdict)] for q in range(5)} for verdict in (WRONG, RIGHT))
+    table = comparison_table(write(tmp_path / "a", one), write(tmp_path / "b", other))
+    said = [str(cell) for column in table.columns for cell in column.cells]
+    assert "too few questions to tell" in said and "within noise" not in said
 
 
 def test_folders_that_do_not_match_are_not_compared(tmp_path: Path) -> None:

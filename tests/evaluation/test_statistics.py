@@ -45,14 +45,24 @@ def test_equal_models_are_told_apart_in_one_of_twenty() -> None:
 def test_a_comparison_says_what_it_saw() -> None:
     first = np.array([0.0, 0.25, 0.5, 0.5, 1.0, 0.0, 0.25, 0.0])
     found = compare_paired(first, first + 0.125)
-    assert (found.difference, found.low, found.high, found.questions) == (0.125, 0.125, 0.125, 8)
+    assert (found.difference, found.questions, found.verdict) == (0.125, 8, "better")
+    assert found.low < 0.125 < found.high
     assert found.p == 2 / 2**8 and not found.within_noise
     second = first + np.array([0.25, 0, 0.25, 0.25, -0.5, 0.25, 0, 0.25])
     found = compare_paired(first, second)
     assert found.difference == pytest.approx(0.09375) and found.low < found.difference < found.high
-    assert found.within_noise
+    assert found.within_noise and found.verdict == "within noise"
     mirrored = compare_paired(second, first)
     assert (mirrored.difference, mirrored.p) == (-found.difference, found.p)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+    assert compare_paired(first + 0.125, first).verdict == "worse"
+
+
+@pytest.mark.parametrize("questions", [2, 5, 6])
+def test_fewer_than_six_questions_cannot_tell_and_say_so(questions: int) -> None:
+    found = compare_paired(np.zeros(questions), np.ones(questions))  # as different as can be
+    assert (found.p < 0.05) == (questions == 6)
+    assert found.verdict == ("better" if questions == 6 else "too few questions to tell")
 
 
 @pytest.mark.parametrize(("first", "second"), [([0.5], [0.5]), ([0.5, 0.5], [0.5]), ([[0.5, 0.5]], [[0.5, 0.5]])])
