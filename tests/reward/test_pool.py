@@ -13,6 +13,7 @@ import pytest
 from pyrl.config import ConfigError
 from pyrl.reward import RewardPool, tasks
 from pyrl.reward.process import GraderStartError
+from tests.own_process import OwnProcess
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,20 +159,26 @@ def test_a_fresh_grader_process_does_not_import_torch():
     assert done.stdout.strip() == "[]"
 
 
-def test_close_leaves_no_process_and_no_descriptor(bad):
-    with RewardPool(bad, 2, 30.0) as pool:  # what is made once per process, the spawner, exists after this
+def use_and_close(harm: bool) -> None:
+    """A pool of workers that hang, end and leave children, in this process."""
+    tasks.LOADERS["bad"] = "tests.reward.bad_graders:load"
+    with RewardPool("bad", 2, 1.0 if harm else 30.0) as pool:
         pool.grade([("a", "a")])
-    descriptors = len(os.listdir("/proc/self/fd"))
-    with RewardPool(bad, 2, 1.0) as pool:
-        [verdict] = pool.grade([("child", "")])
-        pool.grade([("hang", ""), ("exit", ""), ("a", "a")])
-        pids = [*pool.worker_pids, int(verdict.reason)]
+        if harm:
+            pool.grade([("child", ""), ("hang", ""), ("exit", ""), ("a", "a")])
         assert all(map(is_alive, pool.worker_pids))
-    wait_gone(pids)
-    assert len(os.listdir("/proc/self/fd")) <= descriptors  # another test's may be closed meanwhile
     with pytest.raises(RuntimeError, match="closed"):
         pool.grade([("a", "a")])
     pool.close()
+
+
+def test_close_leaves_no_process_and_no_descriptor():
+    with OwnProcess() as process:
+        process.run(use_and_close, harm=False)  # what is made once for each process, the spawner, exists after this
+        before = process.held()
+        process.run(use_and_close, harm=True)
+        assert process.held() == before
+        assert before.children == ()
 
 
 def test_a_forgotten_pool_is_killed(bad):

@@ -9,7 +9,6 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 
 from benchmarks.grading import Item, equal_items, other_form_items
 from pyrl.reward import RewardPool, Verdict
+from tests.own_process import OwnProcess
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ HANG_LIMIT = 0.3
 # From the 2,000th to the 10,000th grading. An object kept of every grading is 8,000 blocks of the parent, and a pair of
 # texts kept by the worker, which does at least half of them, some 250 bytes and so 1 MB.
 MAX_BLOCKS = 4_000
-MAX_PARENT_BYTES = 8 << 20  # other tests' threads live in this process too
+MAX_PARENT_BYTES = 8 << 20
 MAX_WORKER_BYTES = 3 << 18
 
 
@@ -57,7 +57,12 @@ class Trial:
 
 
 @pytest.fixture(scope="module")
-def trial() -> Iterator[Trial]:
+def trial() -> Trial:
+    with OwnProcess() as process:
+        return process.run(run_trial)
+
+
+def run_trial() -> Trial:
     """All gradings in calls of a thousand. The pool feeds its first worker first, so all harm is done to that one."""
     with RewardPool("math", 2, 30.0) as pool:
         result = Trial(held(pool), held(pool))
@@ -66,7 +71,7 @@ def trial() -> Iterator[Trial]:
                 result.warm = held(pool)
             run_call(pool, call, result)
         result.done = held(pool)
-        yield result
+        return result
 
 
 def run_call(pool: RewardPool, call: int, result: Trial) -> None:
@@ -120,9 +125,8 @@ def test_every_verdict_is_as_without_the_harm(trial: Trial) -> None:
 
 
 def test_no_process_and_no_descriptor_is_left(trial: Trial) -> None:
-    """The process is shared with other tests, whose own may be closed meanwhile."""
-    assert trial.done.children <= trial.warm.children
-    assert trial.done.descriptors <= trial.warm.descriptors
+    assert trial.done.children == trial.warm.children
+    assert trial.done.descriptors == trial.warm.descriptors
 
 
 def test_the_parent_does_not_grow(trial: Trial) -> None:

@@ -9,103 +9,119 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pyrl.reward import sandbox
-from pyrl.reward.sandbox import Limits, Run, SandboxError, bubblewrap, codec, run_scripts, run_tests
+from pyrl.reward.sandbox import Limits, Run, SandboxError, bubblewrap, check_available, codec, run_scripts, run_tests
 from pyrl.reward.sandbox import run as sandbox_run
-from pyrl.reward.sandbox.run import NotAllowedError
-
-pytestmark = pytest.mark.usefixtures("namespaces")
+from pyrl.reward.sandbox.launcher import OUTSIDE_IDS
+from pyrl.reward.sandbox.run import Judgement, NotAllowedError
+from tests.own_process import OwnProcess
 
 SECONDS = 20.0
 """Far above what a program here needs on a busy machine: what must time out is given less."""
 TESTS = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(3) == 9\n"
 
 
-def run(program: str, stdin: str = "", seconds: float = SECONDS, **limits: int) -> Run:
-    (result,) = run_scripts(program, [stdin], seconds, limits=Limits(**limits))
-    return result
+def scripts(program: str, inputs: list[str], seconds: float, **limits: int) -> list[Run]:
+    return list(run_scripts(program, inputs, seconds, limits=Limits(**limits)))
 
 
-def judge(program: str, seconds: float = SECONDS) -> str:
-    return run_tests(program, TESTS, seconds, entry_point="square").outcome
-
-
-def children() -> set[int]:
-    return {process.pid for process in psutil.Process().children(recursive=True)}
-
-
-def files_of_others() -> set[str]:
-    """What another user than this one has in the folders that anybody may write to: programs run as one."""
+def files_of_programs() -> set[str]:
+    """What they have in the folders that anybody may write to. As root: each runs as a user of no account."""
     found = set()
     for folder in ("/tmp", "/dev/shm"):
         for entry in os.scandir(folder):
             with contextlib.suppress(FileNotFoundError):  # another process's, gone meanwhile
-                if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+                if entry.stat(follow_symlinks=False).st_uid in range(*OUTSIDE_IDS):
                     found.add(entry.path)
     return found
 
 
-@pytest.fixture(autouse=True)
-def nothing_left():
-    """No process, mount, file or descriptor more than before the test; those of other tests may go meanwhile."""
-    processes, files, mounts = children(), files_of_others(), Path("/proc/self/mounts").read_text()
-    descriptors = len(os.listdir("/proc/self/fd"))
-    yield
-    assert children() <= processes
-    assert files_of_others() <= files
-    assert Path("/proc/self/mounts").read_text() == mounts
-    assert len(os.listdir("/proc/self/fd")) <= descriptors
-    alive = [p.info["cmdline"] for p in psutil.process_iter(["cmdline", "ppid"]) if "launcher.py" in str(p.info)]
-    assert not [command for command in alive if str(os.getpid()) in str(command)]
+class Sandboxes:
+    """Runs programs from a process that does nothing else."""
+
+    def __init__(self, process: OwnProcess) -> None:
+        self.process = process
+
+    def scripts(self, program: str, inputs: list[str], seconds: float = SECONDS, **limits: int) -> list[Run]:
+        return self.process.run(scripts, program, inputs, seconds, **limits)
+
+    def run(self, program: str, stdin: str = "", seconds: float = SECONDS, **limits: int) -> Run:
+        (result,) = self.scripts(program, [stdin], seconds, **limits)
+        return result
+
+    def tests(self, program: str, tests: str, seconds: float = SECONDS, entry_point: str | None = None) -> Judgement:
+        return self.process.run(run_tests, program, tests, seconds, entry_point=entry_point)
+
+    def judge(self, program: str, seconds: float = SECONDS) -> str:
+        return self.tests(program, TESTS, seconds, "square").outcome
 
 
-def test_programs_run() -> None:
-    runs = list(run_scripts("print(int(input()) ** 2)", ["3\n", "-4", "x"], SECONDS))
+@pytest.fixture(scope="module")
+def own_process(namespaces: None) -> Iterator[OwnProcess]:
+    with OwnProcess() as process:
+        process.run(check_available)  # what is made once for each process is there from now on
+        yield process
+
+
+@pytest.fixture
+def box(own_process: OwnProcess) -> Iterator[Sandboxes]:
+    """No process, mount, file or descriptor more than before the test."""
+    before, files = own_process.held(), files_of_programs()
+    assert before.children == ()
+    yield Sandboxes(own_process)
+    assert own_process.held() == before
+    assert files_of_programs() <= files
+
+
+def test_programs_run(box: Sandboxes) -> None:
+    runs = box.scripts("print(int(input()) ** 2)", ["3\n", "-4", "x"])
     assert runs == [Run("9\n", None), Run("16\n", None), Run("", "it ended with status 1")]
-    assert judge("def square(x): return x * x") == "right"
-    assert judge("def square(x): return x + x") == "wrong"
+    assert box.judge("def square(x): return x * x") == "right"
+    assert box.judge("def square(x): return x + x") == "wrong"
 
 
-def test_the_standard_library_works() -> None:
+def test_the_standard_library_works(box: Sandboxes) -> None:
     program = "import math, json, re, itertools, collections, heapq, decimal, fractions, random, hashlib, zlib\n"
-    assert run(program + "print(math.comb(10, 3), hashlib.sha256(b'').hexdigest()[:4])") == Run("120 e3b0\n", None)
+    assert box.run(program + "print(math.comb(10, 3), hashlib.sha256(b'').hexdigest()[:4])") == Run("120 e3b0\n", None)
 
 
-def test_a_run_does_not_see_the_one_before() -> None:
+def test_a_run_does_not_see_the_one_before(box: Sandboxes) -> None:
     program = "import os\nprint(sorted(os.listdir('.')))\nos.makedirs('a/b'); open('a/b/c', 'w').write('x')"
-    assert [each.stdout for each in run_scripts(program, ["", ""], SECONDS)] == ["[]\n", "[]\n"]
+    assert [each.stdout for each in box.scripts(program, ["", ""])] == ["[]\n", "[]\n"]
 
 
-def test_a_program_that_does_not_compile() -> None:
-    (only,) = run_scripts("print(", ["", ""], SECONDS)
+def test_a_program_that_does_not_compile(box: Sandboxes) -> None:
+    (only,) = box.scripts("print(", ["", ""])
     assert only.problem.startswith("it does not compile")
-    assert judge("def square(:") == "wrong"
+    assert box.judge("def square(:") == "wrong"
 
 
-def test_an_infinite_loop_ends_at_the_limit() -> None:
+def test_an_infinite_loop_ends_at_the_limit(box: Sandboxes) -> None:
     start = time.monotonic()
-    assert run("while True: pass", seconds=1.0) == Run("", "timeout")
-    assert judge("while True: pass", seconds=1.0) == "wrong"
-    assert judge("def square(x):\n    while True: pass", seconds=1.0) == "wrong"
+    assert box.run("while True: pass", seconds=1.0) == Run("", "timeout")
+    assert box.judge("while True: pass", seconds=1.0) == "wrong"
+    assert box.judge("def square(x):\n    while True: pass", seconds=1.0) == "wrong"
     assert time.monotonic() - start < 3 * (1.0 + SECONDS / 2)
 
 
-def test_an_infinite_print_ends() -> None:
-    assert run("while True: print('x' * 10000)", output_bytes=1 << 20).problem == "it printed more than 1048576 bytes"
+def test_an_infinite_print_ends(box: Sandboxes) -> None:
+    result = box.run("while True: print('x' * 10000)", output_bytes=1 << 20)
+    assert result.problem == "it printed more than 1048576 bytes"
 
 
-def test_a_memory_hog_ends() -> None:
-    assert run("x = bytearray(1 << 31)\nprint('had it')").problem == "it ended with status 1"
-    assert run("import os\nopen('big', 'wb').write(b'x' * (1 << 25))\nprint('had it')", file_bytes=1 << 20).stdout == ""
+def test_a_memory_hog_ends(box: Sandboxes) -> None:
+    assert box.run("x = bytearray(1 << 31)\nprint('had it')").problem == "it ended with status 1"
+    big = "import os\nopen('big', 'wb').write(b'x' * (1 << 25))\nprint('had it')"
+    assert box.run(big, file_bytes=1 << 20).stdout == ""
     fill = "for i in range(100): open(f'{i}', 'wb').write(b'x' * (1 << 20))\nprint('had it')"
-    assert run(fill, scratch_bytes=8 << 20).stdout == ""
+    assert box.run(fill, scratch_bytes=8 << 20).stdout == ""
 
 
 FORK_BOMB = """
@@ -123,10 +139,10 @@ print(made)
 """
 
 
-def test_a_fork_bomb_is_held_whoever_runs_it() -> None:
-    made = int(run(FORK_BOMB, processes=16).stdout)
+def test_a_fork_bomb_is_held_whoever_runs_it(box: Sandboxes) -> None:
+    made = int(box.run(FORK_BOMB, processes=16).stdout)
     assert 5 <= made <= 16  # process 1 and the program count too
-    assert judge("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", seconds=2.0) == "wrong"
+    assert box.judge("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", seconds=2.0) == "wrong"
 
 
 @pytest.mark.parametrize(
@@ -138,38 +154,39 @@ def test_a_fork_bomb_is_held_whoever_runs_it() -> None:
         "socket.socket(socket.AF_UNIX).connect('PATH')",
     ],
 )
-def test_there_is_no_network(call: str, tmp_path: Path) -> None:
+def test_there_is_no_network(box: Sandboxes, call: str, tmp_path: Path) -> None:
     listeners = [socket.create_server(("127.0.0.1", 0)), *(socket.socket(socket.AF_UNIX) for _ in range(2))]
     listeners[1].bind("\0pyrl-test")
     listeners[2].bind(str(tmp_path / "s"))
     for listener in listeners:
         listener.listen()
     call = call.replace("PORT", str(listeners[0].getsockname()[1])).replace("PATH", str(tmp_path / "s"))
-    result = run(f"import socket\ntry:\n    {call}\n    print('connected')\nexcept OSError as e:\n    print('refused')")
+    program = f"import socket\ntry:\n    {call}\n    print('connected')\nexcept OSError as e:\n    print('refused')"
+    result = box.run(program)
     for listener in listeners:
         listener.close()
     assert result == Run("refused\n", None)
 
 
-def test_no_file_of_the_host_is_visible(tmp_path: Path) -> None:
+def test_no_file_of_the_host_is_visible(box: Sandboxes, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("the key")
     os.chmod(secret, 0o666)
     for path in (secret, "/etc/passwd", "/proc/self/environ", "/proc/1/mem", "/sys", "/home", "/bin/sh", __file__):
-        result = run(f"import os\nprint(os.path.exists({str(path)!r}))")
+        result = box.run(f"import os\nprint(os.path.exists({str(path)!r}))")
         assert result == Run("False\n", None), path
-    assert run("import os\nprint(sorted(os.environ))") == Run("[]\n", None)
-    assert run("import pytest").problem == "it ended with status 1"  # what is installed beside the standard library
+    assert box.run("import os\nprint(sorted(os.environ))") == Run("[]\n", None)
+    assert box.run("import pytest").problem == "it ended with status 1"  # what is installed beside the standard library
 
 
-def test_nothing_can_be_written_outside(tmp_path: Path) -> None:
+def test_nothing_can_be_written_outside(box: Sandboxes, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     stdlib = os.path.dirname(os.__file__)
     for path in (f"{tmp_path}/x", "/x", "/tmp/x", "/dev/x", f"{stdlib}/x.py", f"{stdlib}/os.py", "/scratch/../x"):
         program = f"try:\n    open({path!r}, 'a').write('x'); print('written')\nexcept OSError: print('refused')"
-        assert run(program) == Run("refused\n", None), path
+        assert box.run(program) == Run("refused\n", None), path
     link = f"import os\nos.symlink({str(tmp_path)!r}, 'link')\nopen('link/x', 'w')"
-    assert run(link).problem == "it ended with status 1"
+    assert box.run(link).problem == "it ended with status 1"
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -193,21 +210,21 @@ print(found, os.getuid(), os.getgid(), os.getgroups())
 """
 
 
-def test_no_privilege_is_left_and_none_can_be_had() -> None:
-    stdout = run(PRIVILEGED).stdout
+def test_no_privilege_is_left_and_none_can_be_had(box: Sandboxes) -> None:
+    stdout = box.run(PRIVILEGED).stdout
     assert stdout.startswith("[] 1000 1000 "), stdout
     if os.geteuid() == 0:
         assert stdout.endswith(" []\n")
 
 
-def test_killing_everyone_reaches_nobody_outside() -> None:
+def test_killing_everyone_reaches_nobody_outside(box: Sandboxes) -> None:
     everyone = "try:\n    os.kill(-1, signal.SIGKILL)\nexcept ProcessLookupError:\n    print('nobody')"
-    assert run(f"import os, signal\n{everyone}") == Run("nobody\n", None)
+    assert box.run(f"import os, signal\n{everyone}") == Run("nobody\n", None)
     process_1 = "import os, signal\nos.kill(1, signal.SIGKILL)\nprint('alive')"
-    assert run(process_1).stdout == "alive\n"  # the first of a pid namespace is immune
+    assert box.run(process_1).stdout == "alive\n"  # the first of a pid namespace is immune
 
 
-def test_a_daemon_does_not_outlive_the_run() -> None:
+def test_a_daemon_does_not_outlive_the_run(box: Sandboxes) -> None:
     program = """
 import os, sys, time
 if os.fork() == 0:
@@ -219,7 +236,7 @@ if os.fork() == 0:
 print('done')
 """
     start = time.monotonic()
-    assert list(run_scripts(program, ["", ""], SECONDS)) == [Run("done\n", None)] * 2
+    assert box.scripts(program, ["", ""]) == [Run("done\n", None)] * 2
     assert time.monotonic() - start < SECONDS
 
 
@@ -255,12 +272,12 @@ CHEATS = {
 
 
 @pytest.mark.parametrize("name", CHEATS)
-def test_a_cheat_is_wrong(name: str) -> None:
-    assert judge(CHEATS[name]) == "wrong"
+def test_a_cheat_is_wrong(box: Sandboxes, name: str) -> None:
+    assert box.judge(CHEATS[name]) == "wrong"
 
 
-def test_tests_at_fault_are_unjudged() -> None:
-    found = run_tests("def f(x): return x", "assert f(1) ==", SECONDS)
+def test_tests_at_fault_are_unjudged(box: Sandboxes) -> None:
+    found = box.tests("def f(x): return x", "assert f(1) ==")
     assert found.outcome == "unjudged" and found.reason.startswith("the tests do not compile")
 
 
@@ -274,20 +291,20 @@ def test_plain_values_cross_unchanged(value: object) -> None:
     assert repr(back) == repr(value) and type(back) is type(value)
 
 
-def test_exceptions_cross_as_their_built_in_kind() -> None:
+def test_exceptions_cross_as_their_built_in_kind(box: Sandboxes) -> None:
     program = "class Mine(ValueError): pass\ndef f(x): raise Mine('no')"
     tests = "try:\n    f(1)\nexcept ValueError as e:\n    assert str(e) == 'no'\nelse:\n    assert False"
-    assert run_tests(program, tests, SECONDS).outcome == "right"
+    assert box.tests(program, tests).outcome == "right"
 
 
-def test_many_threads_at_once() -> None:
-    results: list[str] = []
-    threads = [threading.Thread(target=lambda: results.append(judge("def square(x): return x * x"))) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == ["right"] * 6
+def judged_in_threads(program: str, threads: int) -> list[str]:
+    with ThreadPoolExecutor(threads) as pool:
+        found = pool.map(lambda _: run_tests(program, TESTS, SECONDS, entry_point="square").outcome, range(threads))
+        return list(found)
+
+
+def test_many_threads_at_once(box: Sandboxes) -> None:
+    assert box.process.run(judged_in_threads, "def square(x): return x * x", 6) == ["right"] * 6
 
 
 NOBODY = 65534
@@ -325,6 +342,7 @@ print(connects(), libc.unshare(0x10000000) == 0, libc.mount(b"none", b"/scratch"
 """
 
 
+@pytest.mark.usefixtures("namespaces")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 @pytest.mark.parametrize("way", ["own", "bubblewrap"])
 def test_a_user_without_rights_has_the_same_sandbox(tmp_path: Path, way: str) -> None:
@@ -396,6 +414,7 @@ RewardPool("code", 1, 30.0)
 """
 
 
+@pytest.mark.usefixtures("namespaces")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to take the right away")
 def test_where_programs_cannot_be_isolated_rewards_refuse_to_start() -> None:
     done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, timeout=120)
