@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
 UV_VERSION := 0.13.9
-OP_SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
+OP_SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc -type f 2>/dev/null)
 ARGS ?=
 PYTEST_ARGS ?=
 # A file of tests stays in one process, so what its tests share is made once. Each may start a server of 2 GB.
