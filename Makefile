@@ -36,6 +36,7 @@ setup: $(VENV)/.imported $(VENV)/.built ## create .venv, install the lock, build
 
 quickstart: setup ## train a small model with GRPO and with KL-Cov; the report is at the end
 	$(BIN)/python -m pyrl quickstart $(ARGS)
+	@echo "train your own: source $(BIN)/activate, then pyrl train; see README.md"
 
 test: setup ## run every test (PYTEST_ARGS="-k word"; PYRL_DATA_DIR points at real data)
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile \
@@ -103,4 +104,5 @@ $(VENV)/.built: $(OP_SOURCES) $(VENV)/.packages
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -qq --no-build-isolation --no-deps --editable .
 	@$(BIN)/python -c 'from pyrl.ops import build_info; i = build_info(); \
 	print("      built the CPU ops" + (" and the CUDA ops: " + " ".join(i["architectures"]) if i["cuda"] else ""))'
+	@echo "      pyrl and torchrun are in $(BIN): source $(BIN)/activate puts them on the PATH"
 	@touch $@
