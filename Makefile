@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
 UV_VERSION := 0.13.9
-OP_SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
+OP_SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc -type f 2>/dev/null)
 ARGS ?=
 PYTEST_ARGS ?=
 # A file of tests stays in one process, so what its tests share is made once. Each may start a server of 2 GB.
@@ -36,6 +36,7 @@ setup: $(VENV)/.imported $(VENV)/.built ## create .venv, install the lock, build
 
 quickstart: setup ## train a small model with GRPO and with KL-Cov; the report is at the end
 	$(BIN)/python -m pyrl quickstart $(ARGS)
+	@echo "train your own: source $(BIN)/activate, then pyrl train; see README.md"
 
 test: setup ## run every test (PYTEST_ARGS="-k word"; PYRL_DATA_DIR points at real data)
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile \
@@ -107,4 +108,5 @@ $(VENV)/.built: $(OP_SOURCES) $(VENV)/.packages
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -qq --no-build-isolation --no-deps --editable .
 	@$(BIN)/python -c 'from pyrl.ops import build_info; i = build_info(); \
 	print("      built the CPU ops" + (" and the CUDA ops: " + " ".join(i["architectures"]) if i["cuda"] else ""))'
+	@echo "      pyrl and torchrun are in $(BIN): source $(BIN)/activate puts them on the PATH"
 	@touch $@

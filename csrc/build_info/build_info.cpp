@@ -28,10 +28,12 @@ PYBIND11_MODULE(_build_info, module) {
         const py::list architectures = words(PYRL_CUDA_ARCHITECTURES);
         info["cuda"] = !architectures.empty();
         info["architectures"] = architectures;
+        info["nvcc"] = architectures.empty() ? py::object(py::none()) : py::object(py::str(PYRL_NVCC));
         info["compiler"] = PYRL_COMPILER;
         info["build_type"] = PYRL_BUILD_TYPE;
         info["torch"] = PYRL_TORCH_VERSION;
         return info;
       },
-      "version, cuda (bool), architectures (CUDA, e.g. ['sm_90', 'compute_100']), compiler, build_type, torch (headers compiled with)");
+      "version, cuda (bool), architectures (CUDA, e.g. ['sm_90', 'compute_100']), nvcc (version, None without CUDA), "
+      "compiler, build_type, torch (headers compiled with)");
 }

@@ -67,7 +67,8 @@ def _build_info_module() -> ModuleType:
 
 
 def build_info() -> dict[str, object]:
-    """What was built: `version` (of pyrl), `cuda` (bool), `architectures` (CUDA, e.g. ["sm_90"]), `compiler`,
-    `build_type`, `torch` (the version whose headers it was compiled with). Raises ImportError where the small Python
-    module that knows this was not built, or was built for another Python; the ops work all the same."""
+    """What was built: `version` (of pyrl), `cuda` (bool), `architectures` (CUDA, e.g. ["sm_90"]), `nvcc` (its version;
+    None without CUDA), `compiler`, `build_type`, `torch` (the version whose headers it was compiled with). Raises
+    ImportError where the small Python module that knows this was not built, or was built for another Python; the ops
+    work all the same."""
     return _build_info_module().build_info()

@@ -35,6 +35,23 @@ def configure(folder: Path, *options: str, python: str = sys.executable, **varia
     return run([cmake, *where, f"-DPython_EXECUTABLE={python}", *options], **variables)
 
 
+def torch_for(folder: Path, cuda: str) -> dict[str, str]:
+    """Variables under which Python imports a torch built for CUDA `cuda`: all that CMake asks of one. No such torch can
+    be installed beside the lock's."""
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text(
+        f"import types\n__version__ = '2.13.0+cuda'\nversion = types.SimpleNamespace(cuda='{cuda}')\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
+def nvcc_release() -> str:
+    """As `torch.version.cuda` has it: 13.0."""
+    cuda_code.needs_nvcc()
+    said = subprocess.run([cuda_code.find_nvcc(), "--version"], check=True, capture_output=True, text=True).stdout
+    return re.search(r"release (\d+\.\d+)", said)[1]
+
+
 def test_a_setting_that_is_none_stops(tmp_path):
     status, said = configure(tmp_path, "-DPYRL_CUDA=banana")
     assert status != 0 and "PYRL_CUDA is 'banana': set it to on, off or auto" in said
@@ -63,6 +80,40 @@ def test_auto_without_nvcc_builds_the_cpu_ops_and_says_so(tmp_path):
     assert "CPU ops (no nvcc found, and PYRL_CUDA=auto)" in said
     rules = (tmp_path / "build.ninja").read_text()
     assert "logprob_entropy_cpu.cpp" in rules and ".cu" not in rules
+
+
+def test_auto_without_nvcc_stops_beside_a_torch_for_cuda(tmp_path):
+    status, said = configure(tmp_path / "build", CUDACXX="/nowhere/nvcc", **torch_for(tmp_path, "13.0"))
+    assert status != 0 and "torch 2.13.0+cuda is a build for CUDA 13.0, but no CUDA compiler was found" in said
+    assert "Install the CUDA toolkit 13 and put its nvcc on PATH" in said and "with PYRL_CUDA=off" in said
+
+
+def test_off_builds_the_cpu_ops_beside_a_torch_for_cuda(tmp_path):
+    status, said = configure(tmp_path / "build", "-DPYRL_CUDA=off", **torch_for(tmp_path, "13.0"))
+    assert status == 0, said
+    assert "CPU ops (PYRL_CUDA=off), against torch 2.13.0+cuda" in said
+
+
+def test_an_nvcc_of_another_major_version_stops(tmp_path):
+    release = nvcc_release()
+    other = int(release.split(".")[0]) - 1
+    torch = torch_for(tmp_path, f"{other}.0")
+    for setting in ("auto", "on"):  # in one folder: looking for nvcc takes long
+        status, said = configure(tmp_path / "build", f"-DPYRL_CUDA={setting}", **torch)
+        assert status != 0 and f"torch 2.13.0+cuda is a build for CUDA {other}.0, but" in said
+        assert f"nvcc is nvcc {release}." in said and "the major versions differ" in said
+        assert f"Put an nvcc of CUDA {other} first on PATH" in said and "with PYRL_CUDA=off" in said
+        assert f"remove {tmp_path / 'build'}, which remembers" in said
+
+
+def test_an_nvcc_that_came_later_is_found_and_may_be_of_another_minor_version(tmp_path):
+    """In the build folder of the failure, as after following its remedy."""
+    major = nvcc_release().split(".")[0]
+    torch = torch_for(tmp_path, f"{major}.99")
+    status, said = configure(tmp_path / "build", CUDACXX="/nowhere/nvcc", **torch)
+    assert status != 0, said
+    status, said = configure(tmp_path / "build", **torch)
+    assert status == 0 and "CPU and CUDA ops" in said, said
 
 
 def test_without_pybind11_the_ops_are_built_alone(tmp_path):
