@@ -26,6 +26,8 @@ from pyrl.quickstart.run import supervised_phase
 from pyrl.quickstart.task import write_task
 from pyrl.rollout.server import ServerPool
 from pyrl.telemetry.names import reproducible_names
+from tests import program
+from tests.program import Program
 
 STEPS, SUPERVISED_STEPS = 5, 90
 DEADLINE_SECONDS = 500.0
@@ -47,33 +49,38 @@ class Job:
     ranks: int = 1
     """More than 1: under torchrun, data-parallel unless an override says otherwise."""
 
-    def command(self, run_folder: Path, *overrides: str) -> list[str]:
+    def arguments(self, run_folder: Path, *overrides: str) -> list[str]:
+        """Of `pyrl`."""
         path = self.folder / f"job-{self.ranks}.yaml"
         path.write_text(yaml.safe_dump(self.config.model_dump(mode="json")))
-        launcher = [*TORCHRUN, str(self.ranks)] if self.ranks > 1 else []
         settings = [f"rollout.urls=[{','.join(self.urls)}]", *overrides, "--run-folder", str(run_folder)]
-        return [sys.executable, *launcher, "-m", "pyrl", "train", str(path), *settings]
+        return ["train", str(path), *settings]
 
-    def start(self, run_folder: Path, *overrides: str) -> Process:
-        """Output is appended to `run_folder/train.log`."""
+    def start(self, run_folder: Path, *overrides: str, imported: bool = True) -> Process:
+        """Output is appended to `run_folder/train.log`. Not `imported`: by an interpreter that imports everything
+        itself, as the ranks under torchrun do in any case."""
         run_folder.mkdir(parents=True, exist_ok=True)
-        with (run_folder / "train.log").open("ab") as log:
-            return Process(
-                subprocess.Popen(
-                    self.command(run_folder, *overrides),
-                    stdout=log,
-                    stderr=log,
-                    env=os.environ | {"OMP_NUM_THREADS": "1"},
-                    start_new_session=True,
-                    preexec_fn=_as_from_a_terminal,
-                ),
-                run_folder / "train.log",
-                log.tell(),
+        log, arguments = run_folder / "train.log", self.arguments(run_folder, *overrides)
+        log.touch()
+        said = log.stat().st_size
+        start = program.start if imported and self.ranks == 1 else self._start_interpreter
+        return Process(start(arguments, log), log, said)
+
+    def _start_interpreter(self, arguments: list[str], log: Path) -> subprocess.Popen:
+        launcher = [*TORCHRUN, str(self.ranks)] if self.ranks > 1 else []
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, *launcher, "-m", "pyrl", *arguments],
+                stdout=output,
+                stderr=output,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+                preexec_fn=_as_from_a_terminal,
             )
 
-    def finish(self, run_folder: Path, *overrides: str) -> None:
+    def finish(self, run_folder: Path, *overrides: str, imported: bool = True) -> None:
         """Run, or resume, to the end. Raises RuntimeError with the end of the log."""
-        process = self.start(run_folder, *overrides)
+        process = self.start(run_folder, *overrides, imported=imported)
         try:
             code = process.launcher.wait(DEADLINE_SECONDS)
         finally:
@@ -86,7 +93,7 @@ class Job:
 class Process:
     """A started job."""
 
-    launcher: subprocess.Popen
+    launcher: subprocess.Popen | Program
     log_path: Path
     log_start: int
 

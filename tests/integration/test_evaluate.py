@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from pyrl.evaluation.servers import start_servers
 from pyrl.evaluation.store import Sample, read_samples
 from pyrl.quickstart.model import write_model
 from pyrl.quickstart.task import write_task
+from tests import program
 
 SAMPLES, ROWS, TOKENS = 8, 40, 64
 LINES_BEFORE_THE_KILL = 20
@@ -51,10 +50,9 @@ def given(config: Path) -> Iterator[str]:
         yield f"server.urls={json.dumps(pool.wait_ready())}"
 
 
-def start(config: Path, folder: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pyrl", "evaluate", str(config), *overrides, "--folder", str(folder)]
-    with (config.parent / f"{folder.name}.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+def start(config: Path, folder: Path, *overrides: str) -> program.Program:
+    arguments = ["evaluate", str(config), *overrides, "--folder", str(folder)]
+    return program.start(arguments, config.parent / f"{folder.name}.log")
 
 
 def finish(config: Path, folder: Path, *overrides: str) -> dict[str, Any]:

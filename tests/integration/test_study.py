@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests import program
 from tests.integration.killing import steps_done
 from tests.run_job import Job, Process, differences, rows
 
@@ -30,12 +28,10 @@ def start(job: Job, folder: Path) -> Process:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({"run": tree, "arms": ARMS}))
-    with (folder / "study.log").open("ab") as log:
-        launcher = subprocess.Popen(
-            [sys.executable, "-m", "pyrl", "study", str(path), "--folder", str(folder / "out")],
-            stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
-        )  # fmt: skip
-        return Process(launcher, folder / "study.log", log.tell())
+    log = folder / "study.log"
+    log.touch()
+    said = log.stat().st_size
+    return Process(program.start(["study", str(path), "--folder", str(folder / "out")], log), log, said)
 
 
 def finish(process: Process) -> int:

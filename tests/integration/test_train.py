@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from pyrl.config import ConfigError, parse_config
 from pyrl.evaluation.store import read_samples
 from pyrl.quickstart.task import SOURCE
 from pyrl.stages.evaluate import load_settings
+from tests import program
 from tests.run_job import Job, differences, records, rows, same_weights
 
 
@@ -56,12 +55,12 @@ def test_a_run_leaves_what_it_promises(job: Job, unbroken: Path) -> None:
 
 
 def test_a_checkpoint_becomes_the_models_folder_that_the_run_wrote(unbroken: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pyrl", "convert", str(unbroken / "checkpoints" / "step_000005")]
-    subprocess.run([*command, str(tmp_path / "model")], check=True, capture_output=True)
+    command = ["convert", str(unbroken / "checkpoints" / "step_000005"), str(tmp_path / "model")]
+    assert program.run(command)[0] == 0
     assert same_weights(tmp_path / "model", unbroken / "final")
     assert AutoTokenizer.from_pretrained(tmp_path / "model").eos_token_id == 0
-    again = subprocess.run([*command, str(tmp_path / "model")], capture_output=True, text=True)
-    assert again.returncode == 2 and "exists: remove it or name another folder" in again.stderr
+    code, said = program.run(command)
+    assert code == 2 and "exists: remove it or name another folder" in said
 
 
 def test_the_same_seed_twice_is_equal(job: Job, unbroken: Path) -> None:
@@ -104,9 +103,8 @@ def test_a_run_goes_back_and_keeps_what_it_gives_up(job: Job, unbroken: Path) ->
 )
 def test_a_run_that_would_spoil_another_is_refused(job: Job, unbroken: Path, override: str, message: str) -> None:
     before = {p: p.stat().st_mtime_ns for p in unbroken.rglob("*")}
-    process = subprocess.run(job.command(unbroken, override), capture_output=True, text=True, timeout=200)
-    assert process.returncode == 2
-    assert message in process.stderr
+    code, said = program.run(job.arguments(unbroken, override))
+    assert code == 2 and message in said
     assert {p: p.stat().st_mtime_ns for p in unbroken.rglob("*")} == before
 
 

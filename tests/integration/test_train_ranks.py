@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import program
 from tests.integration.killing import check_records, disturb, interrupt, steps_done
 from tests.run_job import STEPS, Job, differences, rows, same_weights, served_job
 
@@ -103,8 +102,7 @@ def test_tensor_and_pipeline_ranks_train_and_resume_as_one_replica(job: Job, unb
     assert {sample["step"] for sample in rows(folder, "samples.jsonl")} == {1, 2}
 
     model = job.folder / "tp2-pp2-model"  # written by one process that holds all of it
-    export = [sys.executable, "-m", "pyrl", "convert", str(folder / "checkpoints/step_000002"), str(model)]
-    subprocess.run(export, check=True, capture_output=True)
+    assert program.run(["convert", str(folder / "checkpoints/step_000002"), str(model)])[0] == 0
     assert same_weights(model, folder / "final")
 
     again = job.folder / "tp2-pp2-again"

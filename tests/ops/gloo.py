@@ -16,8 +16,12 @@ import torch.multiprocessing as mp
 
 PRELOADED = [
     "megatron.core.models.gpt",
+    "pyrl.cli",
+    "pyrl.evaluation.run",
     "pyrl.learner.checkpoint",
     "pyrl.learner.learner",
+    "pyrl.study.runner",
+    "pyrl.trainer",
     "transformers.models.qwen2.modeling_qwen2",
 ]
 
