@@ -14,7 +14,7 @@ from pyrl.evaluation.intervals import difference_interval, score_interval
 from pyrl.evaluation.metrics import clustered_interval
 from pyrl.evaluation.scores import with_interval
 
-REPEATS = 600
+REPEATS = 500
 LEAST_COVERAGE = 0.93
 
 
@@ -30,7 +30,7 @@ def shares(rng: np.random.Generator, mean: float, questions: int, correlation: f
     return rng.binomial(samples, chances) / samples
 
 
-@pytest.mark.parametrize("questions", [10, 30, 100, 500])
+@pytest.mark.parametrize("questions", [10, 30, 500])
 @pytest.mark.parametrize("correlation", [0.0, 0.1, 0.5, 1.0])
 def test_a_score_lies_in_its_interval_as_often_as_is_said(questions: int, correlation: float) -> None:
     rng = np.random.default_rng([questions, int(100 * correlation)])
@@ -74,7 +74,7 @@ def neighbours(draw: st.DrawFn) -> tuple[list[float], list[float]]:
 
 
 @given(neighbours())
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 def test_one_question_moves_an_end_by_at_most_two_over_their_number(pair: tuple[list[float], list[float]]) -> None:
     before, after = (score_interval(scores) for scores in pair)
     most = 2.0 / len(pair[0])
@@ -93,7 +93,7 @@ def test_the_widest_step_known_is_within_the_limit() -> None:
 
 
 @given(neighbours(), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_an_interval_holds_the_mean_and_has_a_width(pair: tuple[list[float], list[float]], confidence: float) -> None:
     low, high = score_interval(pair[0], confidence)
     assert 0.0 <= low <= np.mean(pair[0]) + 1e-12 and np.mean(pair[0]) - 1e-12 <= high <= 1.0 and high - low > 1e-3

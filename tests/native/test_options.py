@@ -82,18 +82,21 @@ def test_auto_without_nvcc_builds_the_cpu_ops_and_says_so(tmp_path):
     assert "logprob_entropy_cpu.cpp" in rules and ".cu" not in rules
 
 
+@pytest.mark.late
 def test_auto_without_nvcc_stops_beside_a_torch_for_cuda(tmp_path):
     status, said = configure(tmp_path / "build", CUDACXX="/nowhere/nvcc", **torch_for(tmp_path, "13.0"))
     assert status != 0 and "torch 2.13.0+cuda is a build for CUDA 13.0, but no CUDA compiler was found" in said
     assert "Install the CUDA toolkit 13 and put its nvcc on PATH" in said and "with PYRL_CUDA=off" in said
 
 
+@pytest.mark.late
 def test_off_builds_the_cpu_ops_beside_a_torch_for_cuda(tmp_path):
     status, said = configure(tmp_path / "build", "-DPYRL_CUDA=off", **torch_for(tmp_path, "13.0"))
     assert status == 0, said
     assert "CPU ops (PYRL_CUDA=off), against torch 2.13.0+cuda" in said
 
 
+@pytest.mark.late
 def test_an_nvcc_of_another_major_version_stops(tmp_path):
     release = nvcc_release()
     other = int(release.split(".")[0]) - 1
@@ -106,6 +109,7 @@ def test_an_nvcc_of_another_major_version_stops(tmp_path):
         assert f"remove {tmp_path / 'build'}, which remembers" in said
 
 
+@pytest.mark.late
 def test_an_nvcc_that_came_later_is_found_and_may_be_of_another_minor_version(tmp_path):
     """In the build folder of the failure, as after following its remedy."""
     major = nvcc_release().split(".")[0]
