@@ -16,7 +16,7 @@ from pyrl.evaluation.config import EvaluationConfig
 from pyrl.evaluation.metrics import maj_at_k, pass_at_k_of_counts
 from pyrl.evaluation.statistics import Comparison, compare_paired
 from pyrl.evaluation.store import SCORES, Sample, read_questions, read_samples, write_whole
-from pyrl.reward.answers import mathd_form
+from pyrl.evaluation.votes import votes
 
 
 def score_folder(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
@@ -50,6 +50,7 @@ def score_benchmark(questions: dict[str, list[Sample]]) -> dict[str, Any]:
     judged = {q: [s for s in own if s["verdict"] in ("right", "wrong")] for q, own in questions.items()}
     judged = {q: own for q, own in judged.items() if own}
     most = min((len(own) for own in judged.values()), default=0)
+    ballots = [(votes(own), [_right(s) for s in own]) for own in judged.values()]
     return {
         "questions": len(questions),
         "rows": len(samples),
@@ -58,7 +59,7 @@ def score_benchmark(questions: dict[str, list[Sample]]) -> dict[str, Any]:
         "questions_without_verdict": len(questions) - len(judged),
         "avg_at_k": with_interval([np.mean([_right(s) for s in own]) for own in judged.values()]),
         "pass_at_k": {str(k): with_interval(_pass(judged, k)) for k in powers_of_two(most)},
-        "maj_at_k": {str(k): with_interval(_maj(judged, k)) for k in powers_of_two(most)},
+        "maj_at_k": {str(k): with_interval(_maj(ballots, k)) for k in powers_of_two(most)},
         "truncated": _share(samples, lambda s: s["finish_reason"] == "length"),
         "unjudged": _share(samples, lambda s: s["verdict"] == "unjudged"),
         "empty": _share(samples, lambda s: not s["text"].strip()),
@@ -179,9 +180,5 @@ def _pass(judged: dict[str, list[Sample]], k: int) -> np.ndarray:
     return pass_at_k_of_counts(*zip(*counts, strict=True), k)
 
 
-def _maj(judged: dict[str, list[Sample]], k: int) -> list[float]:
-    return [maj_at_k([[_answer(s) for s in own]], np.array([[_right(s) for s in own]]), k) for own in judged.values()]
-
-
-def _answer(sample: Sample) -> str | None:
-    return None if sample["extracted"] is None else mathd_form(sample["extracted"])
+def _maj(ballots: list[tuple[list[str | None], list[bool]]], k: int) -> list[float]:
+    return [maj_at_k([answers], np.array([right]), k) for answers, right in ballots]
