@@ -15,6 +15,7 @@ from pyrl.evaluation.grade import grade_folder
 from pyrl.evaluation.scores import score_folder
 from pyrl.evaluation.store import read_samples
 from pyrl.evaluation.votes import votes
+from pyrl.reward.forms import text_form
 
 QUARTER = ["0.25", r"\frac14", "1/4", r"25\%"]
 HANGS = r"\int_0^1 e^{-x^2}\ln(x^3+1) dx"  # sympy needs minutes
@@ -70,7 +71,9 @@ def test_a_hostile_answer_votes_by_its_text(tmp_path: Path, caplog: pytest.LogCa
     folder = write(tmp_path / "out", {r"34\text{ cm}": answers})
     with caplog.at_level(logging.WARNING):
         grade_folder(settings(grader_timeout_seconds=5.0), folder)
-    assert {row["verdict"] for row in read_samples(folder).values()} == {"wrong"}
+    rows = list(read_samples(folder).values())
+    assert {row["verdict"] for row in rows} == {"wrong"}
+    assert [row["vote"] for row in rows[:4]] == [list(text_form(answer)) for answer in answers[:4]]
     assert classes(folder, r"34\text{ cm}") == [[hostile[0]] * 2, [hostile[1]], [hostile[2]], [r"\frac12", "0.5"]]
     assert "1 of 5 distinct wrong answers could not be read and vote by their text" in caplog.text
 
