@@ -79,10 +79,10 @@ def votes(samples: Sequence[Sample]) -> list[str | None]:
 
 
 def _percentage(form: Form, bare: set[str]) -> Form:
-    if form.unit != PERCENT or form.value in bare or not _FRACTION.fullmatch(form.value):
+    if form.unit != PERCENT:
         return form
-    number = str(100 * Fraction(form.value))
-    return form._replace(value=number) if number in bare else form
+    number = str(100 * Fraction(form.value)) if _FRACTION.fullmatch(form.value) else form.value
+    return form._replace(value=number if number in bare and form.value not in bare else form.value, unit="")
 
 
 def _joined(form: Form, units: set[str], names: set[str]) -> str:

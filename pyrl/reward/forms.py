@@ -79,7 +79,7 @@ def form(answer: str) -> Form:
     try:
         tree = read(rf"\frac{{{value}}}{{100}}" if unit == PERCENT else value)
         found, name = _named(tree)
-    except ValueError:  # of ours: it cannot be read, it is over the size limits, it has no canonical form
+    except ValueError:  # it cannot be read, is over the size limits, or is of a kind that has no form
         return text_form(answer)
     return Form(_short(found), unit, _short(name))
 
