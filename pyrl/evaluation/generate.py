@@ -129,7 +129,7 @@ def sample_row(
         "text": tokenizer.decode(list(completion.token_ids), skip_special_tokens=True),
         "tokens": len(completion.token_ids),
         "finish_reason": completion.finish_reason,
-    } | dict.fromkeys(("verdict", "reason", "extracted", "grader", "grader_version"))
+    } | dict.fromkeys(("verdict", "reason", "extracted", "grader", "grader_version", "vote"))
 
 
 def _client(config: EvaluationConfig, pool: ServerPool | None, stop_token_id: int) -> RolloutClient:

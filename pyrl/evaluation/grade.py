@@ -8,6 +8,7 @@ from pyrl.config import ConfigError
 from pyrl.evaluation.config import EvaluationConfig
 from pyrl.evaluation.errors import EvaluationError
 from pyrl.evaluation.store import read_questions, read_samples, replace_samples
+from pyrl.evaluation.votes import add_votes
 from pyrl.reward import RewardPool, grader_version
 from pyrl.reward.process import GraderStartError
 from pyrl.reward.tasks import least_timeout
@@ -22,10 +23,10 @@ def check_graders(config: EvaluationConfig) -> None:
         _pool(config, grader, workers=1).close()
 
 
-def _pool(config: EvaluationConfig, grader: str, workers: int) -> RewardPool:
+def _pool(config: EvaluationConfig, grader: str, workers: int, loader: str | None = None) -> RewardPool:
     try:
         seconds = config.grader_timeout_seconds or max(DEFAULT_SECONDS, least_timeout(grader))
-        return RewardPool(grader, workers, seconds)
+        return RewardPool(grader, workers, seconds, loader=loader)
     except ConfigError as error:
         raise ConfigError(f"benchmarks.NAME.grader {grader!r}, grader_timeout_seconds: {error}") from error
     except GraderStartError as error:
@@ -33,8 +34,9 @@ def _pool(config: EvaluationConfig, grader: str, workers: int) -> RewardPool:
 
 
 def grade_folder(config: EvaluationConfig, folder: Path, *, again: bool = False) -> int:
-    """Grade the samples that have no verdict of the config's grader in its present version; `again`: all. Returns how
-    many were graded. Raises ConfigError for a grader that is unknown or that this machine cannot run."""
+    """Grade the samples that have no verdict of the config's grader in its present version, or none with a vote;
+    `again`: all. Returns how many were graded. Raises ConfigError for a grader that is unknown or that this machine
+    cannot run."""
     samples = list(read_samples(folder).values())
     truths = {(q["benchmark"], q["id"]): q["ground_truth"] for q in read_questions(folder)}
     graded = 0
@@ -45,7 +47,7 @@ def grade_folder(config: EvaluationConfig, folder: Path, *, again: bool = False)
                 s
                 for s in samples
                 if config.benchmarks[s["benchmark"]].grader == grader
-                and (again or s["verdict"] is None or (s["grader"], s["grader_version"]) != (grader, version))
+                and (again or "vote" not in s or (s["grader"], s["grader_version"]) != (grader, version))
             ]
             verdicts = pool.grade([(s["text"], truths[s["benchmark"], s["question"]]) for s in mine])
         for sample, verdict in zip(mine, verdicts, strict=True):
@@ -56,6 +58,7 @@ def grade_folder(config: EvaluationConfig, folder: Path, *, again: bool = False)
                 grader=grader,
                 grader_version=version,
             )
+        add_votes(mine, grader, lambda loader, task=grader: _pool(config, task, config.grader_workers, loader))
         graded += len(mine)
     if graded:
         replace_samples(folder, samples)

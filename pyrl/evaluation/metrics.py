@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from math import comb
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pyrl.evaluation.intervals import score_interval
+from pyrl.evaluation.majority import majority_is_right
 
 
 def avg_at_k(correct: ArrayLike) -> float:
@@ -77,34 +77,8 @@ def _matrix(correct: ArrayLike) -> np.ndarray:
 
 
 def _majority_is_right(answers: Sequence[str | None], right: np.ndarray, k: int) -> float:
-    """Of one question. Draws are counted by votes: t for an answer, at most t for every other one."""
+    """Of one question."""
     votes = Counter(answer for answer in answers if answer is not None)
-    silent = len(answers) - votes.total()
-    rights: dict[str, int] = defaultdict(int)
-    for answer, is_right in zip(answers, right, strict=True):
-        if answer is not None and is_right:
-            rights[answer] += 1
-    won = 0.0
-    for answer, count in rights.items():
-        others = [n for other, n in votes.items() if other != answer]
-        share = count / votes[answer]
-        for t in range(1, min(votes[answer], k) + 1):
-            ways = comb(votes[answer], t)
-            won += share * sum(ways * n / (1 + ties) for ties, n in _rest(others, silent, k - t, t).items())
-    return won / comb(len(answers), k)
-
-
-def _rest(others: list[int], silent: int, drawn: int, most: int) -> dict[int, int]:
-    """Ways to draw `drawn` samples of the other answers, at most `most` of each, and of the silent ones, by the number
-    of answers that are drawn `most` times."""
-    ways: dict[tuple[int, int], int] = {(0, 0): 1}
-    for count in others:
-        more: dict[tuple[int, int], int] = defaultdict(int)
-        for (used, ties), n in ways.items():
-            for take in range(min(count, most, drawn - used) + 1):
-                more[used + take, ties + (take == most)] += n * comb(count, take)
-        ways = more
-    found: dict[int, int] = defaultdict(int)
-    for (used, ties), n in ways.items():
-        found[ties] += n * comb(silent, drawn - used)
-    return found
+    rights = Counter(answer for answer, is_right in zip(answers, right, strict=True) if is_right)
+    shares = [rights[answer] / n for answer, n in votes.items()]
+    return majority_is_right(list(votes.values()), shares, len(answers) - votes.total(), k)

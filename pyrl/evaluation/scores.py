@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from pyrl.evaluation.intervals import score_interval
 from pyrl.evaluation.metrics import maj_at_k, pass_at_k_of_counts
 from pyrl.evaluation.statistics import Comparison, compare_paired
 from pyrl.evaluation.store import SCORES, Sample, read_questions, read_samples, write_whole
-from pyrl.reward.answers import mathd_form
+from pyrl.evaluation.votes import votes
 
 HEADLINE_SHARE = 0.9
 """Of the questions must have k judged samples for pass@k and maj@k to stand in the table; `scores.json` has every k."""
@@ -54,8 +53,9 @@ def score_benchmark(questions: dict[str, list[Sample]]) -> dict[str, Any]:
     samples = [s for own in questions.values() for s in own]
     judged = {q: [s for s in own if s["verdict"] in ("right", "wrong")] for q, own in questions.items()}
     judged = {q: own for q, own in judged.items() if own}
-    drawn = sorted((len(own) for own in judged.values()), reverse=True)
-    ks = powers_of_two(drawn[0]) if drawn else []
+    right = [[_right(s) for s in own] for own in judged.values()]
+    answers = [votes(own) for own in judged.values()]
+    ks = powers_of_two(max(map(len, right), default=0))
     return {
         "questions": len(questions),
         "rows": len(samples),
@@ -63,9 +63,9 @@ def score_benchmark(questions: dict[str, list[Sample]]) -> dict[str, Any]:
         "samples": max((len(own) for own in questions.values()), default=0),
         "questions_without_verdict": len(questions) - len(judged),
         "avg_at_k": with_interval([np.mean([_right(s) for s in own]) for own in judged.values()]),
-        "pass_at_k": {str(k): _over_those_with(k, judged, _pass) for k in ks},
-        "maj_at_k": {str(k): _over_those_with(k, judged, _maj) for k in ks},
-        "headline_k": max((k for k in ks if len(_with(k, judged)) >= HEADLINE_SHARE * len(judged)), default=None),
+        "pass_at_k": {str(k): _pass(right, k) for k in ks},
+        "maj_at_k": {str(k): _maj(answers, right, k) for k in ks},
+        "headline_k": max((k for k in ks if np.mean([len(own) >= k for own in right]) >= HEADLINE_SHARE), default=None),
         "truncated": _share(samples, lambda s: s["finish_reason"] == "length"),
         "unjudged": _share(samples, lambda s: s["verdict"] == "unjudged"),
         "empty": _share(samples, lambda s: not s["text"].strip()),
@@ -168,26 +168,14 @@ def _share(samples: list[Sample], holds: Any) -> float | None:
     return sum(map(holds, samples)) / len(samples) if samples else None
 
 
-def _with(k: int, judged: dict[str, list[Sample]]) -> list[list[Sample]]:
-    """Judged samples of the questions that have at least `k`."""
-    return [own for own in judged.values() if len(own) >= k]
+def _pass(right: list[list[bool]], k: int) -> dict[str, float | int | None]:
+    """Over the questions with at least `k` judged samples."""
+    counts = [(sum(own), len(own)) for own in right if len(own) >= k]
+    return with_interval(pass_at_k_of_counts(*zip(*counts, strict=True), k)) | {"questions": len(counts)}
 
 
-def _over_those_with(
-    k: int, judged: dict[str, list[Sample]], score: Callable[[list[list[Sample]], int], Iterable[float]]
-) -> dict[str, float | int | None]:
-    questions = _with(k, judged)
-    return with_interval(score(questions, k)) | {"questions": len(questions)}
-
-
-def _pass(questions: list[list[Sample]], k: int) -> np.ndarray:
-    counts = [(sum(map(_right, own)), len(own)) for own in questions]
-    return pass_at_k_of_counts(*zip(*counts, strict=True), k)
-
-
-def _maj(questions: list[list[Sample]], k: int) -> list[float]:
-    return [maj_at_k([[_answer(s) for s in own]], np.array([[_right(s) for s in own]]), k) for own in questions]
-
-
-def _answer(sample: Sample) -> str | None:
-    return None if sample["extracted"] is None else mathd_form(sample["extracted"])
+def _maj(answers: list[list[str | None]], right: list[list[bool]], k: int) -> dict[str, float | int | None]:
+    """Over the questions with at least `k` judged samples."""
+    ballots = [(voted, own) for voted, own in zip(answers, right, strict=True) if len(own) >= k]
+    scores = [maj_at_k([voted], np.array([own]), k) for voted, own in ballots]
+    return with_interval(scores) | {"questions": len(ballots)}

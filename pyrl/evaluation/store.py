@@ -23,8 +23,8 @@ SAMPLES, SCORES, LOCK = "samples.jsonl", "scores.json", "run.lock"
 
 Sample = dict[str, Any]
 """A row of samples.jsonl: step, benchmark, question, sample, prompt_hash, seed, text, tokens, finish_reason, verdict,
-reason, extracted, grader, grader_version; the last five are null until it is graded. `step`: of the training run whose
-policy answered, else 0."""
+reason, extracted, grader, grader_version, vote; the last six are null until it is graded. `step`: of the training run
+whose policy answered, else 0. `vote`: of a wrong answer, `pyrl.reward.forms.Form` as a list; else null."""
 Key = tuple[str, str, int]
 """(benchmark, question, sample)"""
 FINGERPRINT_BLOCKS, BLOCK_BYTES = 64, 1 << 16

@@ -103,12 +103,18 @@ def _compare_text(truth: str, answer: str) -> bool | None:
 
 def _choice(text: str, *, with_content: bool = False) -> str | None:
     """The letter of a multiple-choice answer, `with_content` also of one that repeats what the letter stands for."""
+    found = split_choice(text)
+    return found[0] if found and (with_content or not found[1].strip()) else None
+
+
+def split_choice(text: str) -> tuple[str, str] | None:
+    """(letter, what follows it) of a multiple-choice answer; None for another one."""
     text = strip_wrappers(text)
     match = _CHOICE.match(text)
-    rest = text[match.end() :].strip() if match else ""
-    if match is None or (rest and not (with_content and (match["font"] or match["round"]))):
+    rest = text[match.end() :] if match else ""
+    if match is None or match.lastgroup is None or (rest.strip() and match.lastgroup == "bare"):
         return None
-    return match.group(match.lastgroup) if match.lastgroup else None
+    return match.group(match.lastgroup), rest
 
 
 def grade(response: str, ground_truth: str) -> RawVerdict:
@@ -121,11 +127,11 @@ def grade(response: str, ground_truth: str) -> RawVerdict:
     truth = _bare_truth(ground_truth)
     wanted, got = split_unit(tidy(strip_wrappers(truth))), split_unit(tidy(strip_wrappers(answer)))
     try:
-        wanted_values = [_read(text) for text in _readings(wanted, got)]
+        wanted_values = [read(text) for text in _readings(wanted, got)]
     except ValueError as error:
         return "unjudged", f"{UNREADABLE_GROUND_TRUTH}: {error}", answer
     try:
-        got_values = [_read(text) for text in _readings(got, wanted)]
+        got_values = [read(text) for text in _readings(got, wanted)]
     except OverLimitError as error:
         return "wrong", f"{OVER_LIMIT}: {error}", answer
     except ValueError as error:
@@ -172,7 +178,8 @@ def _readings(quantity: Quantity, other: Quantity) -> list[str]:
     return [value]
 
 
-def _read(text: str) -> Any:
+def read(text: str) -> Any:
+    """The unevaluated sympy tree. Raises ValueError: it cannot be read, or is over the size limits."""
     expression = parse(text)
     check_tree(expression)
     return expression

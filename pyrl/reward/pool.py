@@ -37,6 +37,7 @@ class RewardPool:
         task: `math`, `code`, `code:SECONDS`, `countdown` or `reasoning_gym:NAME`.
         workers: number of processes.
         timeout_seconds: wall limit of one item.
+        loader: `module:function`, as in `pyrl.reward.tasks`, in place of the task's own.
 
     Raises:
         ConfigError: unknown task (the known ones are named), a machine that lacks what the task needs, or a number that
@@ -46,12 +47,12 @@ class RewardPool:
     `grade` may be called from any thread; calls take turns. A pool belongs to the process that made it.
     """
 
-    def __init__(self, task: str, workers: int, timeout_seconds: float) -> None:
+    def __init__(self, task: str, workers: int, timeout_seconds: float, *, loader: str | None = None) -> None:
         if workers < 1:
             raise ConfigError(f"reward.workers {workers}: want at least 1")
         _check_timeout(timeout_seconds)
         try:
-            loader, variant = split_task(task)
+            own, variant = split_task(task)
         except UnknownTaskError as error:
             raise ConfigError(str(error)) from error
         if timeout_seconds < (least := least_timeout(task)):
@@ -68,7 +69,7 @@ class RewardPool:
         self._kill = weakref.finalize(self, _kill_all, self._workers, self._owner)
         try:
             for _ in range(workers):
-                self._workers.append(GraderProcess(loader, variant))
+                self._workers.append(GraderProcess(loader or own, variant))
             _Round(self, [], timeout_seconds).run()
         except BaseException:
             self.close()

@@ -36,11 +36,14 @@ LOADERS = {
 """Task (the part before a colon) -> `module:function`; the function gets the part after the colon ("" if there is
 none) and returns a `Grader`."""
 
+FORM_LOADERS = {"math": "pyrl.reward.forms:load_grader"}
+"""Task -> loader of what gives equal answers one form, by which they vote; other tasks' answers vote as they stand."""
+
 VARIANTS: dict[str, tuple[str, ...] | None] = {"math": ("paper",), "reasoning_gym": None}
 """Task -> what may follow its colon; None: something must, and the loader knows what. Tasks not listed have none."""
 
 REVISIONS = {"code": 1, "countdown": 1, "math": 2, "reasoning_gym": 1}
-"""Task -> number to raise with every change of its grader that can change a verdict."""
+"""Task -> number to raise with every change of its grader that can change a verdict, or the form of an answer."""
 
 LIBRARIES = {
     "math": ("math-verify", "latex2sympy2-extended", "sympy"),

@@ -14,7 +14,7 @@ from pyrl.evaluation.intervals import difference_interval, score_interval
 from pyrl.evaluation.metrics import clustered_interval
 from pyrl.evaluation.scores import with_interval
 
-REPEATS = 500
+REPEATS = 1500
 LEAST_COVERAGE = 0.93
 
 
@@ -35,7 +35,7 @@ def shares(rng: np.random.Generator, mean: float, questions: int, correlation: f
 def test_a_score_lies_in_its_interval_as_often_as_is_said(questions: int, correlation: float) -> None:
     rng = np.random.default_rng([questions, int(100 * correlation)])
     for mean in (0.01, 0.05, 0.3, 0.8, 0.99):
-        for samples in (1, 32) if correlation == 1.0 else (4, 256):
+        for samples in (1,) if correlation == 1.0 else (4, 256):
             found = [score_interval(shares(rng, mean, questions, correlation, samples)) for _ in range(REPEATS)]
             covered = np.mean([low <= mean <= high for low, high in found])
             assert covered >= LEAST_COVERAGE, (mean, samples)

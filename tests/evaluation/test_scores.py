@@ -27,7 +27,7 @@ def sample(question: int, number: int, verdict: str, extracted: str | None = "1"
     return {
         "step": 0, "benchmark": "set", "question": f"q{question}", "sample": number, "verdict": verdict,
         "extracted": extracted, "text": "so 1", "tokens": 10, "finish_reason": "stop", "grader": "math",
-        "grader_version": "1",
+        "grader_version": "1", "vote": None if verdict != WRONG or extracted is None else [extracted, "", ""],
     } | changes  # fmt: skip
 
 
@@ -65,10 +65,10 @@ def test_statistics_agree_with_scipy_and_with_every_draw() -> None:
 
 
 def vote(answers: list[str], right: np.ndarray, pick: list[int]) -> float:
-    """Share of the most frequent answers of a draw that are right; equal answers share what their samples were."""
-    votes = Counter(answers[i] for i in pick)
+    """Share of the most frequent answers of a draw that are right; all that are right are one."""
+    votes = Counter(RIGHT if right[i] else answers[i] for i in pick)
     best = [answer for answer, n in votes.items() if n == max(votes.values())]
-    return float(np.mean([np.mean([right[i] for i in range(len(right)) if answers[i] == a]) for a in best]))
+    return float(np.mean([answer == RIGHT for answer in best]))
 
 
 def test_unjudged_samples_have_no_part_in_a_score() -> None:
@@ -114,7 +114,7 @@ def test_shares_of_truncated_and_empty_responses() -> None:
     assert (found["truncated"], found["empty"], found["tokens_mean"]) == (0.5, 0.5, 20.0)
 
 
-def test_forms_of_one_answer_vote_together() -> None:
+def test_right_answers_vote_together() -> None:
     answers = ["1/2", r"\frac{1}{2}", "3", "4", None]
     questions = {"q0": [sample(0, n, RIGHT if n < 2 else WRONG, answer) for n, answer in enumerate(answers)]}
     assert score_benchmark(questions)["maj_at_k"]["5"]["mean"] == 1.0
