@@ -15,7 +15,9 @@ from rich.console import Console
 
 from pyrl.config import ConfigError, load_config
 from pyrl.evaluation.errors import EvaluationError
+from pyrl.foreign_warnings import silence_foreign_output
 
+log = logging.getLogger("pyrl")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 INTERRUPTED, UNFINISHED = 130, 3
@@ -31,10 +33,13 @@ def train(
 ) -> None:
     """Train by reinforcement learning; under torchrun, on every rank it starts."""
     resolved = load_config(config, overrides or [])
+    say_loading()
+    from pyrl.learner.parallel import destroy_parallel
     from pyrl.trainer import train as run_training  # imports torch and Megatron-Core: only when needed
 
     folder = run_folder or Path("runs") / config.stem
     run_training(resolved, folder)
+    destroy_parallel()  # left to the end of the process, NCCL warns of it
     if os.environ.get("RANK", "0") == "0":
         from pyrl.analysis.report import write_report
         from pyrl.evaluation.held_out import compare_held_out
@@ -53,6 +58,7 @@ def quickstart(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
 ) -> None:
     """Train a small model from random weights with GRPO and with KL-Cov, and compare their entropy."""
+    say_loading()
     from pyrl.quickstart.run import run_quickstart
 
     run_quickstart(folder, config, overrides or [])
@@ -74,6 +80,7 @@ def convert(
     destination: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
 ) -> None:
     """Convert a checkpoint of a run, or GGUF weights, to a Hugging Face folder."""
+    say_loading()
     from pyrl.learner.checkpoint_store import MANIFEST
 
     if (Path(source) / MANIFEST).is_file():
@@ -126,6 +133,7 @@ def study(
     ),
 ) -> None:
     """Run methods x seeds x settings one after another, and write one report; called again, it goes on."""
+    say_loading()
     from pyrl.study.config import load_study
     from pyrl.study.report import write_study_report
     from pyrl.study.runner import run_study
@@ -154,6 +162,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model on benchmarks, with intervals; called again, it goes on."""
+    say_loading()
     from pyrl.analysis.evaluation_page import write_evaluation_page
     from pyrl.evaluation.config import load_evaluation
     from pyrl.evaluation.run import regrade_folder, run_evaluation
@@ -189,11 +198,17 @@ def evaluate(
     print(f"written: {folder / 'scores.json'}, {folder / 'samples.jsonl'}, {page}")
 
 
+def say_loading() -> None:
+    """A first sign of life: the imports that follow take 5 to 30 s."""
+    if os.environ.get("RANK", "0") == "0":
+        log.info("loading PyTorch and the other libraries")
+
+
 def main() -> None:
     """Run the command line; turn bad input into one message and exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    for chatty in ("httpx", "httpcore", "megatron"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")  # of libraries: warnings
+    log.setLevel(logging.INFO)
+    silence_foreign_output()
     try:
         app()
     except SystemExit as end:

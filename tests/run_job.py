@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,6 +182,12 @@ def served_job(folder: Path, *, ranks: int = 1, **sections: Any) -> Iterator[Job
     with ServerPool.start(config, start, folder) as servers:  # loads while the model is trained
         supervised_phase(config, start, files, folder / "model", steps=SUPERVISED_STEPS)
         yield Job(folder, config, servers.wait_ready(), ranks)
+
+
+def foreign_lines(terminal: str) -> list[str]:
+    """What stands between our own lines: the log's, and those of the progress."""
+    ours = re.compile(r"\d\d:\d\d:\d\d pyrl(\.\w+)*: |training  step \d+/\d+  ")
+    return [line for line in terminal.splitlines() if not ours.match(line)]
 
 
 def rows(run_folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

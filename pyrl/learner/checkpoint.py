@@ -22,7 +22,6 @@ import gc
 import io
 import json
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -65,15 +64,6 @@ _BACKEND, _BACKEND_VERSION = "torch_dist", 1
 _RNG = "rng"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Megatron-Core calls what torch 2.13 has deprecated; nobody who saves a checkpoint can act on it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-@_quiet()
 def save_checkpoint(
     root: Path | str,
     step: int,
@@ -111,7 +101,6 @@ def save_checkpoint(
 
 
 @torch.no_grad()
-@_quiet()
 def load_checkpoint(
     folder: Path | str, *, model: nn.Module | list[nn.Module], optimizer: MegatronOptimizer
 ) -> dict[str, Any]:

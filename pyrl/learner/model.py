@@ -219,6 +219,7 @@ def _transformer_config(
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,
+        cuda_graph_scope=[],  # the default is a name that Megatron-Core itself calls deprecated
         **_recompute(config.recompute),
     )
 
@@ -238,5 +239,6 @@ def _layer_specs(
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = MarkedRMSNorm
     layer.self_attention.submodules.core_attention = attention
+    layer.mlp.params["ffn_hidden_size"] = megatron_config.ffn_hidden_size
     layers = megatron_config.num_layers // parallel.pp_size
     return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=MarkedRMSNorm)

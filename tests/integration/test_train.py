@@ -15,7 +15,7 @@ from pyrl.evaluation.store import read_samples
 from pyrl.quickstart.task import SOURCE
 from pyrl.stages.evaluate import load_settings
 from tests import program
-from tests.run_job import Job, differences, records, rows, same_weights
+from tests.run_job import Job, differences, foreign_lines, records, rows, same_weights
 
 
 def kill_when(job: Job, folder: Path, condition, *overrides: str) -> None:
@@ -54,9 +54,17 @@ def test_a_run_leaves_what_it_promises(job: Job, unbroken: Path) -> None:
     assert not (unbroken / "superseded").exists()
 
 
+def test_the_terminal_shows_our_lines_alone(unbroken: Path) -> None:
+    terminal = (unbroken / "train.log").read_text()
+    assert foreign_lines(terminal) == []
+    first, *_, last = terminal.splitlines()
+    assert first.endswith("loading PyTorch and the other libraries") and "step 5/5" in last
+
+
 def test_a_checkpoint_becomes_the_models_folder_that_the_run_wrote(unbroken: Path, tmp_path: Path) -> None:
     command = ["convert", str(unbroken / "checkpoints" / "step_000005"), str(tmp_path / "model")]
-    assert program.run(command)[0] == 0
+    code, said = program.run(command)
+    assert code == 0 and foreign_lines(said) == []
     assert same_weights(tmp_path / "model", unbroken / "final")
     assert AutoTokenizer.from_pretrained(tmp_path / "model").eos_token_id == 0
     code, said = program.run(command)
@@ -93,6 +101,7 @@ def test_a_run_goes_back_and_keeps_what_it_gives_up(job: Job, unbroken: Path) ->
     job.finish(folder, f"checkpoint.resume={folder}/checkpoints/step_000004")
     assert differences(unbroken, folder) == []
     assert rows(folder / "superseded" / "from_step_000005") == before[4:]
+    assert foreign_lines((folder / "train.log").read_text()) == []
     kept = sorted(p.name for p in (folder / "checkpoints").iterdir())
     assert kept == ["step_000004", "step_000005", "superseded_step_000005"]
 

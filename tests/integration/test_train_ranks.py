@@ -15,7 +15,7 @@ from pyrl.config import parse_config
 from pyrl.rollout.server import ServerPool
 from tests import program
 from tests.integration.killing import check_records, disturb, interrupt, steps_done
-from tests.run_job import STEPS, Job, differences, rows, same_weights
+from tests.run_job import STEPS, Job, differences, foreign_lines, rows, same_weights
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,10 @@ def test_two_ranks_train_on_all_their_prompts(unbroken: Path) -> None:
         assert row["verdicts_right"] + row["verdicts_wrong"] == 64 and row["groups_kept"] == 16
         assert row["logprob_gap_max"] < 1e-3
     assert {sample["step"] for sample in rows(unbroken, "samples.jsonl")} == set(range(1, STEPS + 1))
+
+
+def test_every_rank_shows_our_lines_alone(unbroken: Path) -> None:
+    assert foreign_lines((unbroken / "train.log").read_text()) == []
 
 
 def test_a_killed_rank_ends_the_job_by_name_and_the_resumed_job_is_equal(job: Job, unbroken: Path) -> None:

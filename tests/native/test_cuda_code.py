@@ -84,7 +84,7 @@ def test_a_warning_is_noticed(tmp_path, monkeypatch):
 class TestInstructions:
     """Of `logprob_entropy`: the only op whose time is that of the whole [T, V]."""
 
-    @pytest.fixture(autouse=True, scope="class")
+    @pytest.fixture(autouse=True)
     def nvdisasm(self):
         cuda_code.needs_nvdisasm()
 
