@@ -50,10 +50,14 @@ class FakeVLLM:
         self.slots: asyncio.Semaphore | None = None
         """How many requests are served at a time; None: all."""
         self.answer_while_paused = False
+        self.full: int | None = None
+        """So many generate requests resume a paused server."""
         self.fail: dict[str, str] = {}
         """Control path -> text of the 500 it answers."""
         self._load = 0
         """Generate requests that are not answered yet."""
+        self.most_open = 0
+        """Of them at a time."""
 
     def __enter__(self) -> FakeVLLM:
         self._loop = asyncio.new_event_loop()
@@ -95,6 +99,9 @@ class FakeVLLM:
         count = len(self.bodies)
         self.bodies.append(body)
         self._load += 1
+        self.most_open = max(self.most_open, self._load)
+        if self._load == self.full:
+            self._running.set()
         try:
             if not self.answer_while_paused:
                 await self._running.wait()
