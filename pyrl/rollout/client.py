@@ -286,7 +286,11 @@ class RolloutClient:
         freeze = queue.frozen() if queue is not None else contextlib.nullcontext([])
         try:
             async with asyncio.TaskGroup() as group, freeze as tasks:
-                tasks += [group.create_task(self._try(url, body, version)) for body in bodies]
+                for start in range(0, len(bodies), self._open_requests):
+                    if start:
+                        await queue.wait_enqueued(tasks)
+                    part = bodies[start : start + self._open_requests]
+                    tasks += [group.create_task(self._try(url, body, version)) for body in part]
         except* Retryable as error:
             failure = Failure(f"{url} {error.exceptions[0]}")
         return [failure] * len(bodies) if failure is not None else [task.result() for task in tasks]

@@ -47,6 +47,9 @@ class FakeVLLM:
         """Query parameters of each call."""
         self.model, self.max_model_len = "model", 4096
         self.delay = 0.0
+        self.reading: asyncio.Lock | None = None
+        """Requests are read one after the other, `read_seconds` each, before they are counted. None: at once."""
+        self.read_seconds = 0.0
         self.slots: asyncio.Semaphore | None = None
         """How many requests are served at a time; None: all."""
         self.answer_while_paused = False
@@ -96,6 +99,8 @@ class FakeVLLM:
 
     async def _generate(self, request: web.Request) -> web.Response:
         body = await request.json()
+        async with self.reading or contextlib.nullcontext():
+            await asyncio.sleep(self.read_seconds)
         count = len(self.bodies)
         self.bodies.append(body)
         self._load += 1

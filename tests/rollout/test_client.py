@@ -294,9 +294,13 @@ def test_a_server_has_so_many_requests_at_a_time(fake: FakeVLLM) -> None:
     ]
 
 
-def test_a_deterministic_run_gives_a_server_all_of_them(fake: FakeVLLM) -> None:
-    ask([fake.url], 9, deterministic=True, open_requests=4)
-    assert fake.most_open == 9
+def test_a_deterministic_run_gives_a_server_all_of_them_in_parts(fake: FakeVLLM, monkeypatch) -> None:
+    """However long reading all of them takes: what is waited for is the next one."""
+    monkeypatch.setattr("pyrl.rollout.frozen.LOAD_SECONDS", 4.0)
+    fake.reading, fake.read_seconds = asyncio.Lock(), 0.6
+    results = ask([fake.url], 9, deterministic=True, open_requests=8, request_timeout=60.0)
+    assert first_tokens(results)[:4] == [[10, 11], [20, 21], [30, 31], [40, 41]] and len(fake.bodies) == 9
+    assert fake.most_open == 9 and {body["priority"] for body in fake.bodies[:8]} == set(range(1, 9))
 
 
 @pytest.mark.parametrize("silent", [False, True])
