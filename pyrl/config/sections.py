@@ -117,7 +117,8 @@ class RolloutConfig(Section):
     top_p: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
     dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
     max_num_seqs: PositiveInt = 256
-    """Sequences that one server decodes together."""
+    """Sequences that one server decodes together. It is given twice as many requests at a time, and at least 2,048; for
+    `urls` that were started with more than 1,024, say it here."""
     threads: PositiveInt | None = None
     """OMP threads of a CPU server. None: all cores."""
     kv_cache_gib: Annotated[Number, Field(gt=0.0)] = 1.0

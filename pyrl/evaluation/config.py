@@ -48,6 +48,8 @@ class ServerConfig(Section):
     tp: PositiveInt = 1
     dtype: Literal["fp32", "bf16"] = "bf16"
     max_num_seqs: PositiveInt = 256
+    """Sequences that one server decodes together. It is given twice as many requests at a time, and at least 2,048; for
+    `urls` that were started with more than 1,024, say it here."""
     max_model_len: PositiveInt | None = None
     """Prompt and response together, tokens. None: longest prompt + most `max_tokens`."""
     threads: PositiveInt | None = None

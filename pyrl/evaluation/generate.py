@@ -1,9 +1,8 @@
-"""Samples from the same vLLM servers and client as in training, all in flight, each stored when it is finished."""
+"""Samples from the same vLLM servers and client as in training, each stored when it is finished."""
 
 from __future__ import annotations
 
 import hashlib
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +12,6 @@ from typing import Self
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from pyrl.config import ConfigError
 from pyrl.data.tokenizer import stop_token_ids
 from pyrl.evaluation.benchmarks import Question
 from pyrl.evaluation.config import EvaluationConfig
@@ -23,11 +21,10 @@ from pyrl.evaluation.store import Sample, SampleFile, read_samples
 from pyrl.ops.counter import derive_seed, mix
 from pyrl.rollout.client import GenerateRequest, GroupResult, RolloutClient
 from pyrl.rollout.errors import RolloutError
+from pyrl.rollout.open_files import allow_requests, open_requests
 from pyrl.rollout.server import ServerError, ServerPool
 from pyrl.telemetry.progress import StepProgress
 
-SPARE_FILES = 256
-"""File handles beside one a request."""
 KEPT = "all finished samples are kept: call the same command again to go on"
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -55,12 +52,13 @@ def generate_missing(
     ]
     if not asked:
         return
-    allow_requests(len(asked))
+    server = config.server
+    allow_requests(min(len(asked), (len(server.urls) or server.count) * open_requests(server.max_num_seqs)))
     tokens = max(len(q.token_ids) + config.benchmarks[q.benchmark].max_tokens for q in questions)
     check_positions(config, tokens)
     with ExitStack() as stack:
         stack.enter_context(_failures_keep_samples())
-        if config.server.urls:
+        if server.urls:
             check_given(config, tokens)
             pool = None
         else:
@@ -141,6 +139,7 @@ def _client(config: EvaluationConfig, pool: ServerPool | None, stop_token_id: in
         max_retries=server.max_retries,
         recovery_timeout=server.recovery_timeout_seconds,
         timeout=server.timeout_seconds,
+        open_requests=open_requests(server.max_num_seqs),
         check_servers=pool.raise_if_failed if pool is not None else None,
         section="server",
     )
@@ -153,16 +152,6 @@ def _failures_keep_samples() -> Iterator[None]:
         yield
     except (RolloutError, ServerError) as error:
         raise EvaluationError(f"{error}; {KEPT}") from error
-
-
-def allow_requests(requests: int) -> None:
-    """Every request in flight is a connection. ConfigError where the system allows fewer open files."""
-    wanted = requests + SPARE_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        if hard != resource.RLIM_INFINITY and hard < wanted:
-            raise ConfigError(f"{wanted} open files are needed, the hard limit is {hard} (ulimit -Hn): raise it")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _SampleProgress:

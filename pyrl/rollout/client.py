@@ -7,8 +7,8 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 import aiohttp
@@ -16,6 +16,7 @@ import aiohttp
 from pyrl.rollout import vllm_adapter as vllm
 from pyrl.rollout.errors import Failure, PolicyVersionMismatch, Retryable, RolloutError
 from pyrl.rollout.frozen import FrozenQueue
+from pyrl.rollout.open_files import OPEN_REQUESTS, allow_requests
 from pyrl.rollout.silence import SilenceDeadline
 from pyrl.types import Completion
 
@@ -57,12 +58,28 @@ class GroupResult:
     """Why it failed, the last try's reason."""
 
 
+@dataclass(slots=True)
+class _Call:
+    """One call of `generate`."""
+
+    requests: Sequence[GenerateRequest]
+    version: int | None
+    on_result: Callable[[int, GroupResult], None] | None
+    results: dict[int, GroupResult] = field(default_factory=dict)
+    """By the request's index."""
+
+    def finish(self, index: int, result: GroupResult) -> None:
+        self.results[index] = result
+        if self.on_result is not None:
+            self.on_result(index, result)
+
+
 class RolloutClient:
     """A synchronous face over an event loop in a thread of its own. One thread may call it at a time.
 
-    Requests go to the servers in turn. With `deterministic`, each server is paused, given all its requests, and
-    resumed, so that batches depend on the requests alone, and if one request fails, all of them are tried again; then
-    only one client may use a server at a time.
+    Requests are dealt to the servers in turn; each has at most `open_requests` of them at a time. With `deterministic`,
+    each server is paused, given all its requests, and resumed, so that batches depend on the requests alone, and if one
+    request fails, all of them are tried again; then only one client may use a server at a time.
     """
 
     def __init__(
@@ -75,6 +92,7 @@ class RolloutClient:
         recovery_timeout: float = 600.0,
         timeout: float = 3600.0,
         deterministic: bool = False,
+        open_requests: int = OPEN_REQUESTS,
         check_servers: Callable[[], None] | None = None,
         section: str = "rollout",
     ) -> None:
@@ -82,7 +100,8 @@ class RolloutClient:
         `check_servers` raises when the servers are given up (`ServerPool.raise_if_failed`); asked before a retry.
         `recovery_timeout`: seconds to wait, before a retry, for a server to be back with the expected weights; 0
         where nobody gives a restarted server its weights while the caller waits. `timeout`: deadline of `generate`,
-        seconds, retries included. `section`: of the settings that messages name."""
+        seconds, retries included. `open_requests`: see `open_files.open_requests`. `section`: of the settings
+        that messages name."""
         if not urls:
             raise ValueError("urls is empty: a rollout client needs at least one vLLM server")
         self._urls = tuple(url.rstrip("/") for url in urls)
@@ -93,6 +112,7 @@ class RolloutClient:
         self._timeout = timeout
         self._section = section
         self._deterministic = deterministic
+        self._open_requests = open_requests
         self._check_servers = check_servers or (lambda: None)
         self._recovery: dict[str, asyncio.Lock] = {url: asyncio.Lock() for url in self._urls}
         self._queues = {url: FrozenQueue(url, self._control) for url in self._urls} if deterministic else {}
@@ -117,7 +137,7 @@ class RolloutClient:
         RolloutError where a server refuses a request (for instance a prompt longer than the model's context), or when
         the deadline has passed.
         """
-        return self._run(self._generate(requests, policy_version, on_result))
+        return self._run(self._generate(_Call(requests, policy_version, on_result)))
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """log p(token t | tokens before it), for t = 1 ... len - 1 of each token sequence, as the engines compute it.
@@ -150,44 +170,46 @@ class RolloutClient:
             future.cancel()  # Ctrl-C while waiting
             raise
 
-    async def _generate(
-        self,
-        requests: Sequence[GenerateRequest],
-        version: int | None,
-        on_result: Callable[[int, GroupResult], None] | None = None,
-    ) -> list[GroupResult]:
+    async def _generate(self, call: _Call) -> list[GroupResult]:
         await self._open()
-        results: list[GroupResult | None] = [None] * len(requests)
+        count, servers = len(call.requests), len(self._urls)
+        allow_requests(count if self._deterministic else min(count, servers * self._open_requests))
         try:
             async with _first_error(), asyncio.timeout(self._timeout), asyncio.TaskGroup() as tasks:
-                for i, url in enumerate(self._urls):
-                    indices = range(i, len(requests), len(self._urls))
-                    for together in [indices] if self._deterministic else ([index] for index in indices):
-                        if together:
-                            tasks.create_task(self._generate_on(url, together, requests, version, results, on_result))
+                for i, url in enumerate(self._urls[:count]):
+                    indices = range(i, count, servers)
+                    if self._deterministic:
+                        tasks.create_task(self._generate_on(url, indices, call))
+                        continue
+                    shared = iter(indices)
+                    for _ in range(min(self._open_requests, len(indices))):
+                        tasks.create_task(self._one_by_one(url, shared, call))
         except TimeoutError as error:
             raise RolloutError(
-                f"{results.count(None)} of {len(requests)} prompts have no answer from {', '.join(self._urls)} after "
+                f"{count - len(call.results)} of {count} prompts have no answer from {', '.join(self._urls)} after "
                 f"{self._timeout:g} s ({self._section}.timeout_seconds); raise it, or ask for fewer or shorter "
                 "responses"
             ) from error
-        return [result for result in results if result is not None]
+        return [call.results[index] for index in range(count)]
 
-    async def _generate_on(
-        self,
-        url: str,
-        indices: Sequence[int],
-        requests: Sequence[GenerateRequest],
-        version: int | None,
-        results: list[GroupResult | None],
-        on_result: Callable[[int, GroupResult], None] | None,
-    ) -> None:
-        bodies = [self._body(order, requests[index]) for order, index in enumerate(indices, start=1)]
-        answers = await self._ask(url, bodies, version, queue=self._queues.get(url))
+    async def _one_by_one(self, url: str, indices: Iterator[int], call: _Call) -> None:
+        """The server's next request whenever it has answered one, until all its `indices`, which tasks share, are done.
+
+        A server that is given up is asked no more: what it has not been sent yet fails for the same reason.
+        """
+        for index in indices:
+            lost = await self._generate_on(url, [index], call)
+            if lost is not None:
+                for unsent in indices:
+                    call.finish(unsent, self._result(url, call.requests[unsent], lost, call.version))
+
+    async def _generate_on(self, url: str, indices: Sequence[int], call: _Call) -> Failure | None:
+        """Why the server is given up, if it is."""
+        bodies = [self._body(order, call.requests[index]) for order, index in enumerate(indices, start=1)]
+        answers = await self._ask(url, bodies, call.version, queue=self._queues.get(url))
         for index, answer in zip(indices, answers, strict=True):
-            results[index] = result = self._result(url, requests[index], answer, version)
-            if on_result is not None:
-                on_result(index, result)
+            call.finish(index, self._result(url, call.requests[index], answer, call.version))
+        return next((a for a in answers if isinstance(a, Failure) and a.is_lasting), None)
 
     def _body(self, order: int, request: GenerateRequest) -> bytes:
         body = vllm.generate_body(
@@ -264,7 +286,11 @@ class RolloutClient:
         freeze = queue.frozen() if queue is not None else contextlib.nullcontext([])
         try:
             async with asyncio.TaskGroup() as group, freeze as tasks:
-                tasks += [group.create_task(self._try(url, body, version)) for body in bodies]
+                for start in range(0, len(bodies), self._open_requests):
+                    if start:
+                        await queue.wait_enqueued(tasks)
+                    part = bodies[start : start + self._open_requests]
+                    tasks += [group.create_task(self._try(url, body, version)) for body in part]
         except* Retryable as error:
             failure = Failure(f"{url} {error.exceptions[0]}")
         return [failure] * len(bodies) if failure is not None else [task.result() for task in tasks]
@@ -278,7 +304,7 @@ class RolloutClient:
                     text = await response.read()
         except TimeoutError:
             setting = f"{self._section}.request_timeout_seconds"
-            return Failure(f"{url} answered no request for {silence.seconds:g} s ({setting})")
+            return Failure(f"{url} answered no request for {silence.seconds:g} s ({setting})", is_lasting=True)
         except aiohttp.ClientError as error:
             return Failure(f"{address}: {str(error) or type(error).__name__}")
         if response.status >= 500:
@@ -314,7 +340,8 @@ class RolloutClient:
                 except Retryable as error:
                     state = str(error)
                 if asyncio.get_running_loop().time() >= deadline:
-                    return Failure(f"{url} {state}, after {self._recovery_timeout:g} s of waiting")
+                    what = f"{url} {state}, after {self._recovery_timeout:g} s of waiting"
+                    return Failure(what, is_lasting=True)
                 await asyncio.sleep(POLL_SECONDS)
 
     async def _control(self, method: str, address: str, params: dict[str, str] | None = None) -> dict[str, Any]:

@@ -8,6 +8,10 @@ import httpx
 
 from pyrl.rollout import vllm_adapter as vllm
 
+Health = Literal["well", "dead", "silent"]
+"""`silent`: no answer in time, which a server may also owe because it is busy, as with a burst of requests."""
+HEALTH_SECONDS = 5.0
+
 
 class EngineCallError(RuntimeError):
     """A control call failed: the server refused it, answered with an error, or did not answer in time."""
@@ -35,12 +39,17 @@ class EngineControl:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def health(self) -> Health:
+        try:
+            return "well" if self._http.get(vllm.HEALTH, timeout=HEALTH_SECONDS).status_code == 200 else "dead"
+        except httpx.TimeoutException:
+            return "silent"
+        except httpx.TransportError:
+            return "dead"
+
     def healthy(self) -> bool:
         """Whether the server answers and its engine lives."""
-        try:
-            return self._http.get(vllm.HEALTH, timeout=5.0).status_code == 200
-        except httpx.TransportError:
-            return False
+        return self.health() == "well"
 
     def weight_version(self) -> int:
         """Policy version of the weights the engine holds; `MODEL_FOLDER_VERSION` before the first update."""

@@ -22,3 +22,5 @@ class Failure:
     """In place of an answer: why there is none."""
 
     reason: str
+    is_lasting: bool = False
+    """Whether the server is gone or silent, so that other requests would fail too."""

@@ -11,7 +11,7 @@ from pyrl.rollout import vllm_adapter as vllm
 from pyrl.rollout.errors import Failure, Retryable, RolloutError
 
 LOAD_SECONDS = 30.0
-"""Deadline of waiting for a load."""
+"""Deadline of waiting for a load, and for the next of many requests to be counted."""
 SETTLE_SECONDS = 1.0
 """For which a server's load must not change to be looked into."""
 POLL_SECONDS = 0.002
@@ -37,13 +37,14 @@ class FrozenQueue:
     async def frozen(self) -> AsyncIterator[list[asyncio.Task]]:
         """The engine starts on the requests sent inside the block, added to the list, when it has all of them.
 
-        Raises Retryable, and RolloutError where the server's load does not become what it must be.
+        Many go in parts, each after `wait_enqueued`: a server that reads thousands of requests has no time to say how
+        many it has. Raises Retryable, and RolloutError where the server's load does not become what it must be.
         """
         tasks: list[asyncio.Task] = []
         await self._wait_idle()
         async with self._paused("keep"):
             yield tasks
-            await self._wait_enqueued(tasks)
+            await self.wait_enqueued(tasks)
 
     async def _wait_idle(self) -> None:
         """Until requests that were given up have left the server.
@@ -66,17 +67,26 @@ class FrozenQueue:
                 load, since = latest, _now()
         return load
 
-    async def _wait_enqueued(self, tasks: list[asyncio.Task]) -> None:
+    async def wait_enqueued(self, tasks: list[asyncio.Task]) -> None:
         """Until the frozen engine's queue holds all requests; the scheduler then orders them by priority.
 
         Each is sent to the engine in the turn of the event loop that counted it, ahead of the two /is_paused, which
         travel the same way and come back from the engine.
         """
-        deadline = _now() + LOAD_SECONDS
+        failures: list[Failure] = []
+
+        def ended(task: asyncio.Task) -> None:
+            if not task.cancelled() and task.exception() is None and isinstance(task.result(), Failure):
+                failures.append(task.result())
+
+        for task in tasks:
+            task.add_done_callback(ended)
+        most, deadline = 0, _now() + LOAD_SECONDS
         while (load := await self._load()) < self._idle_load + len(tasks):
-            early = next((task.result() for task in tasks if task.done()), None)
-            if isinstance(early, Failure):
-                raise Retryable(f"failed while it was given requests: {early.reason}")
+            if failures:
+                raise Retryable(f"failed while it was given requests: {failures[0].reason}")
+            if load > most:
+                most, deadline = load, _now() + LOAD_SECONDS
             await self._tick(deadline, load)
         for _ in range(2):
             await self._control("GET", self._url + vllm.IS_PAUSED)

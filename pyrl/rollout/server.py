@@ -29,15 +29,16 @@ import torch
 
 from pyrl.config import RunConfig
 from pyrl.rollout import guard
-from pyrl.rollout.control import EngineControl
+from pyrl.rollout.control import EngineControl, Health
 from pyrl.rollout.vllm_adapter import WEIGHT_BACKENDS, ServerSettings, server_command, server_environment
 
 log = logging.getLogger("pyrl")
 
 WATCH_SECONDS = 0.2
 STOP_GRACE_SECONDS = 5.0
-UNHEALTHY_SECONDS = 10.0
-"""An engine that reports itself dead for this long is ended and restarted."""
+UNWELL_SECONDS: dict[Health, float] = {"dead": 10.0, "silent": 120.0}
+"""An engine that reports itself dead, or a server that says nothing, for this long is ended and restarted. Silence is
+no death: a server that is given many requests beside other work on its cores may say nothing for half a minute."""
 MAX_RESTARTS, RESTART_WINDOW_SECONDS = 3, 600.0
 PORT_ATTEMPTS = 3
 SHOWN_LOG_LINES = 25
@@ -75,7 +76,8 @@ class VLLMServer:
     _launched: float = 0.0
     _launches: int = 0
     _log_start: int = 0
-    _unhealthy_since: float | None = None
+    _health: Health = "well"
+    _health_since: float = 0.0
     _next_health_check: float = 0.0
 
     @property
@@ -105,7 +107,7 @@ class VLLMServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C at the terminal reaches only the trainer
             )
-        self.state, self._launched, self._unhealthy_since = "starting", time.monotonic(), None
+        self.state, self._launched, self._health = "starting", time.monotonic(), "well"
         self._launches += 1
 
     def exit_code(self) -> int | None:
@@ -121,16 +123,14 @@ class VLLMServer:
         return "address already in use" in self._log_text().lower()
 
     def engine_died(self) -> bool:
-        """Whether the API still runs while its engine has been dead for a while. Asks at most once a second."""
+        """Whether the API still runs while its engine has been unwell for too long. Asks at most once a second."""
         now = time.monotonic()
         if now < self._next_health_check:
             return False
         self._next_health_check = now + 1.0
-        if self.healthy():
-            self._unhealthy_since = None
-            return False
-        self._unhealthy_since = self._unhealthy_since or now
-        return now - self._unhealthy_since > UNHEALTHY_SECONDS
+        if (health := self._control.health()) != self._health:
+            self._health, self._health_since = health, now
+        return health != "well" and now - self._health_since > UNWELL_SECONDS[health]
 
     def terminate(self) -> None:
         if self._process and self._process.poll() is None:
@@ -319,7 +319,8 @@ class ServerPool:
         server.state = "ready"
 
     def _restart(self, server: VLLMServer, code: int | None) -> None:
-        what = "its engine is dead" if code is None else f"it ended with exit code {code}"
+        unwell = {"dead": "its engine is dead", "silent": "it answers no health check"}
+        what = unwell[server._health] if code is None else f"it ended with exit code {code}"
         now = time.monotonic()
         recent = [at for at in server.restarts if now - at < RESTART_WINDOW_SECONDS]
         server.state = "starting"  # at once: nobody may take it for ready while it is being ended

@@ -23,6 +23,7 @@ from pyrl.learner.parallel import Parallel
 from pyrl.ops.counter import derive_seed, mix
 from pyrl.rollout.client import GenerateRequest, GroupResult, RolloutClient
 from pyrl.rollout.control import EngineControl
+from pyrl.rollout.open_files import open_requests
 from pyrl.rollout.server import ServerPool
 from pyrl.stages.assignment import Nodes, is_first_of_node, node_of_this_rank, own_share
 from pyrl.stages.exchange import gather_from_every_rank, wait_for_leaders
@@ -228,6 +229,7 @@ class Engines:
             recovery_timeout=rollout.startup_timeout_seconds if self._transfer.restores_servers else 0.0,
             timeout=rollout.timeout_seconds,
             deterministic=self._config.deterministic,
+            open_requests=open_requests(rollout.max_num_seqs),
             check_servers=self._pool.raise_if_failed if self._pool is not None else None,
         )
 

@@ -18,12 +18,13 @@ from pyrl.data.tokenizer import stop_token_ids
 from pyrl.evaluation.benchmarks import Question, load_benchmarks
 from pyrl.evaluation.config import EvaluationConfig, load_evaluation
 from pyrl.evaluation.errors import EvaluationError
-from pyrl.evaluation.generate import allow_requests, sample_request, sample_row
+from pyrl.evaluation.generate import sample_request, sample_row
 from pyrl.evaluation.grade import check_graders
 from pyrl.evaluation.run import grade_and_score
 from pyrl.evaluation.store import SCORES, open_folder, replace_samples
 from pyrl.learner.checkpoint_store import set_aside, step_folder, step_of
 from pyrl.learner.parallel import Parallel
+from pyrl.rollout.open_files import allow_requests, open_requests
 from pyrl.stages.engines import Engines
 from pyrl.stages.exchange import gather_to_rank_zero
 from pyrl.telemetry.timers import Timers
@@ -152,7 +153,10 @@ def load_settings(
     settings = load_evaluation(asked.config, [*own, *asked.overrides])
     check_graders(settings)
     questions = load_benchmarks(settings, tokenizer)
-    allow_requests(sum(settings.benchmarks[question.benchmark].samples for question in questions))
+    samples = sum(settings.benchmarks[question.benchmark].samples for question in questions)
+    rollout = config.rollout
+    most = (len(rollout.urls) or rollout.servers_per_node) * open_requests(rollout.max_num_seqs)
+    allow_requests(samples if config.deterministic else min(samples, most))
     held = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     for question in questions:
         needed = len(question.token_ids) + settings.benchmarks[question.benchmark].max_tokens

@@ -47,13 +47,20 @@ class FakeVLLM:
         """Query parameters of each call."""
         self.model, self.max_model_len = "model", 4096
         self.delay = 0.0
+        self.reading: asyncio.Lock | None = None
+        """Requests are read one after the other, `read_seconds` each, before they are counted. None: at once."""
+        self.read_seconds = 0.0
         self.slots: asyncio.Semaphore | None = None
         """How many requests are served at a time; None: all."""
         self.answer_while_paused = False
+        self.full: int | None = None
+        """So many generate requests resume a paused server."""
         self.fail: dict[str, str] = {}
         """Control path -> text of the 500 it answers."""
         self._load = 0
         """Generate requests that are not answered yet."""
+        self.most_open = 0
+        """Of them at a time."""
 
     def __enter__(self) -> FakeVLLM:
         self._loop = asyncio.new_event_loop()
@@ -92,9 +99,14 @@ class FakeVLLM:
 
     async def _generate(self, request: web.Request) -> web.Response:
         body = await request.json()
+        async with self.reading or contextlib.nullcontext():
+            await asyncio.sleep(self.read_seconds)
         count = len(self.bodies)
         self.bodies.append(body)
         self._load += 1
+        self.most_open = max(self.most_open, self._load)
+        if self._load == self.full:
+            self._running.set()
         try:
             if not self.answer_while_paused:
                 await self._running.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -281,6 +282,73 @@ def test_a_rollout_has_a_deadline_that_counts_what_is_missing(fake: FakeVLLM) ->
     with pytest.raises(RolloutError, match=r"2 of 3 prompts .* after 0.6 s \(rollout.timeout_seconds\)"):
         ask([fake.url], timeout=0.6, max_retries=50)
     assert time.monotonic() - started < 5.0
+
+
+def test_a_server_has_so_many_requests_at_a_time(fake: FakeVLLM) -> None:
+    fake.slots, fake.delay = asyncio.Semaphore(2), 0.01
+    with FakeVLLM() as other:
+        results = ask([fake.url, other.url], 25, open_requests=4)
+        assert (fake.most_open, len(fake.bodies), len(other.bodies)) == (4, 13, 12)
+    assert first_tokens(results) == [[10 * (1 + i), 10 * (1 + i) + 1] for i in range(9)] + [
+        [10 * (1 + i) % 100, 10 * (1 + i) % 100 + 1] for i in range(9, 25)
+    ]
+
+
+def test_a_deterministic_run_gives_a_server_all_of_them_in_parts(fake: FakeVLLM, monkeypatch) -> None:
+    """However long reading all of them takes: what is waited for is the next one."""
+    monkeypatch.setattr("pyrl.rollout.frozen.LOAD_SECONDS", 4.0)
+    fake.reading, fake.read_seconds = asyncio.Lock(), 0.6
+    results = ask([fake.url], 9, deterministic=True, open_requests=8, request_timeout=60.0)
+    assert first_tokens(results)[:4] == [[10, 11], [20, 21], [30, 31], [40, 41]] and len(fake.bodies) == 9
+    assert fake.most_open == 9 and {body["priority"] for body in fake.bodies[:8]} == set(range(1, 9))
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_server_that_is_given_up_is_asked_no_more(fake: FakeVLLM, silent: bool) -> None:
+    """Else every batch of requests would wait for it anew."""
+    fake.script = lambda body, count: (200, answer(body)) if count < 3 else (500, "dead")
+    fake.fail["/weight_info"] = "gone"
+    fake.delay = 30.0 if silent else 0.0
+    with FakeVLLM() as other:
+        started = time.monotonic()
+        results = ask([fake.url, other.url], 24, open_requests=2, request_timeout=0.5, recovery_timeout=0.5)
+        assert len(other.bodies) == 12 and all(r.completions for r in results[1::2])
+    answered = 0 if silent else 3
+    assert [bool(r.completions) for r in results[::2]] == [True] * answered + [False] * (12 - answered)
+    assert len(fake.bodies) == answered + 2
+    assert len({r.error for r in results[::2] if r.error}) == 1 and "after 0.5 s of waiting" in results[-2].error
+    assert time.monotonic() - started < 10.0
+
+
+def test_a_request_that_its_server_cannot_answer_does_not_cost_the_others(fake: FakeVLLM) -> None:
+    fake.script = lambda body, _: (200, answer(body)) if body["sampling_params"]["seed"] != 20 else (500, "no room")
+    results = ask([fake.url], 6, open_requests=1)
+    assert [bool(r.completions) for r in results] == [True, False, True, True, True, True]
+
+
+def test_answers_cost_the_client_the_same_with_many_open(fake: FakeVLLM) -> None:
+    """Counted in calls of functions, which other work on the machine does not change."""
+
+    def calls_per_answer(count: int) -> float:
+        calls = 0
+
+        def profile(_frame: object, event: str, _argument: object) -> None:
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        requests = [GenerateRequest((5, 6), 1, i, 4) for i in range(count)]
+        with RolloutClient([fake.url], stop_token_ids=[1]) as client:
+            client._loop.call_soon_threadsafe(sys.setprofile, profile)
+            client.generate(requests)
+        assert fake.most_open == count
+        return calls / count
+
+    fake.pause()  # until all are there
+    fake.full = 40
+    few = calls_per_answer(40)
+    fake.pause()
+    fake.full = 800
+    assert calls_per_answer(800) < 1.3 * few
 
 
 def test_no_url_is_an_error() -> None:

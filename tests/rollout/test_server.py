@@ -7,12 +7,15 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from pyrl.rollout import server
+from pyrl.rollout import control, server
+from pyrl.rollout.control import EngineControl
 from pyrl.rollout.server import ServerError, ServerPool, VLLMServer
+from tests.rollout.fake_vllm import FakeVLLM
 from tests.rollout.processes import alive, killable_process, wait_for
 
 SERVER = """
@@ -100,6 +103,48 @@ def test_a_server_that_keeps_dying_is_given_up(start, script: Path, monkeypatch:
         pool.wait_ready()
     with pytest.raises(ServerError, match="starting on"):  # its last log lines
         pool.raise_if_failed()
+
+
+def test_a_server_that_is_too_busy_to_answer_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "HEALTH_SECONDS", 0.3)
+    with FakeVLLM() as fake, EngineControl(fake.url) as alive:
+        assert (alive.health(), alive.healthy()) == ("well", True)
+        fake.fail["/health"] = "engine is dead"
+        assert (alive.health(), alive.healthy()) == ("dead", False)
+    with EngineControl(fake.url) as gone:
+        assert (gone.health(), gone.healthy()) == ("dead", False)
+    with socket.socket() as busy:  # the kernel takes the connection, nobody reads the request
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        with EngineControl(f"http://127.0.0.1:{busy.getsockname()[1]}") as asked:
+            assert (asked.health(), asked.healthy()) == ("silent", False)
+
+
+@pytest.mark.parametrize(("health", "borne"), [("dead", 10), ("silent", 120)])
+def test_an_unwell_server_is_borne_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, health: str, borne: int
+) -> None:
+    now, said = [1000.0], ["well"]
+    monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    one = VLLMServer("server", lambda _: [], {}, tmp_path / "server.log", 30.0)
+    one._control = SimpleNamespace(health=lambda: said[0])
+
+    def seconds_borne(most: int = 1000) -> int | None:
+        for seconds in range(most):
+            now[0] += 1.0
+            if one.engine_died():
+                return seconds
+        return None
+
+    assert seconds_borne() is None
+    said[0] = "silent" if health == "dead" else "dead"
+    assert seconds_borne(9) is None  # the time of one does not count for the other
+    said[0] = health
+    assert seconds_borne(borne) is None
+    said[0] = "well"
+    assert seconds_borne(3) is None
+    said[0] = health
+    assert seconds_borne() == borne + 1
 
 
 def test_taken_port_is_replaced_by_another(start, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
