@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 
+from tests import program
 from tests.data import conftest as samples
 
 OVERRIDES = [
@@ -43,11 +42,9 @@ def prompts(folder: Path) -> Path:
 @pytest.mark.timeout(600)
 def test_two_steps_on_mathematics(smollm2: Path, tmp_path: Path) -> None:
     paths = [f"model.path={smollm2}", f"data.path={prompts(tmp_path)}"]
-    command = [sys.executable, "-m", "pyrl", "train", "configs/smollm2-135m_dapo-math.yaml", *paths, *OVERRIDES]
-    result = subprocess.run(
-        [*command, "--run-folder", str(tmp_path / "run")], capture_output=True, text=True, timeout=550
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    arguments = ["train", "configs/smollm2-135m_dapo-math.yaml", *paths, *OVERRIDES]
+    code, said = program.run([*arguments, "--run-folder", str(tmp_path / "run")], seconds=550)
+    assert code == 0, said[-3000:]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [1, 2]
     for row in rows:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pyrl.reward.reasoning_gym import write_rows
+from tests import program
 
 STEPS, QUESTIONS, SAMPLES = 2, 4, 2
 SMALL = {
@@ -36,9 +35,9 @@ def test_two_steps_of_kl_cov(smollm2: Path, tmp_path: Path) -> None:
         study["run"][section] = {**study["run"].get(section, {}), **values} if isinstance(values, dict) else values
     study |= {"seeds": [0], "baseline": "kl_cov", "one_law": [], "arms": {"kl_cov": study["arms"]["kl_cov"]}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    command = [sys.executable, "-m", "pyrl", "study", str(tmp_path / "study.yaml"), "--folder", str(tmp_path / "out")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=850)
-    assert result.returncode == 0, result.stderr[-3000:]
+    arguments = ["study", str(tmp_path / "study.yaml"), "--folder", str(tmp_path / "out")]
+    code, said = program.run(arguments, seconds=850)
+    assert code == 0, said[-3000:]
 
     run = tmp_path / "out" / "runs" / "kl_cov" / "seed_0"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
