@@ -139,7 +139,7 @@ class RolloutConfig(Section):
     sync_timeout_seconds: Seconds = 900.0
     """Deadline of one weight sync, a server's restart in the middle of it included."""
     extra_server_args: tuple[str, ...] = ()
-    """Passed to `vllm.entrypoints.openai.api_server` as they are."""
+    """Passed to vLLM's server as they are, as arguments of `vllm serve`."""
 
     @model_validator(mode="after")
     def _deadlines_agree(self) -> RolloutConfig:

@@ -69,7 +69,7 @@ class ServerSettings:
 def server_command(settings: ServerSettings, port: int) -> list[str]:
     """The argument vector of an OpenAI server on 127.0.0.1:`port`; `extra_args` come last and win."""
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server",
+        sys.executable, "-m", "pyrl.rollout.vllm_main",
         "--model", str(settings.model),
         "--host", "127.0.0.1",
         "--port", str(port),

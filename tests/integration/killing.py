@@ -19,10 +19,10 @@ KILLED_AFTER = 2
 
 
 def server_below(pid: int, log: Path) -> psutil.Process | None:
-    """The process of `python -m vllm.entrypoints.openai.api_server`, not its guard, whose output goes to `log`."""
+    """The process of `python -m pyrl.rollout.vllm_main`, not its guard, whose output goes to `log`."""
     for process in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
-            is_server = process.cmdline()[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+            is_server = process.cmdline()[1:3] == ["-m", "pyrl.rollout.vllm_main"]
             if is_server and log.samefile(f"/proc/{process.pid}/fd/1"):
                 return process
     return None
