@@ -14,22 +14,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-PRELOADED = [
-    "megatron.core.models.gpt",
-    "pyrl.cli",
-    "pyrl.evaluation.run",
-    "pyrl.learner.checkpoint",
-    "pyrl.learner.learner",
-    "pyrl.study.runner",
-    "pyrl.trainer",
-    "transformers.models.qwen2.modeling_qwen2",
-]
-
 
 def fork_server() -> Any:
-    """A context whose processes are forked from one that has imported `PRELOADED`: once, and not once a rank."""
+    """A context whose processes are forked from one that has imported `tests.preloaded`: once, and not once a rank."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(["tests.preloaded"])
     return context
 
 
