@@ -243,6 +243,8 @@ class ServerPool:
 
     def wait_ready(self) -> tuple[str, ...]:
         """Wait until every server is ready; returns their URLs. Raises ServerError with the last log lines."""
+        if starting := [str(server.log_path) for server in self._servers if server.state == "starting"]:
+            log.info("waiting for vLLM to start, see %s", ", ".join(starting))
         with self._changed:
             while any(server.state != "ready" for server in self._servers):
                 self.raise_if_failed()

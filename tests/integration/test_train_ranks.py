@@ -66,7 +66,7 @@ def test_a_killed_rank_ends_the_job_by_name_and_the_resumed_job_is_equal(job: Jo
     assert "local_rank: 1" in text and "SIGKILL" in text.replace("Signal 9", "SIGKILL")
     assert len(rows(folder)) < STEPS and not (folder / "final").exists()
 
-    job.finish(folder)
+    job.finish_ranks(folder)
     assert "resumed from" in (folder / "train.log").read_text()
     assert differences(unbroken, folder) == []
 
