@@ -7,6 +7,7 @@ function of (run seed, step, mini-batch, token), so the choice is the same for e
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,9 @@ from pyrl.algorithms.policy_loss import clip_binds
 from pyrl.config import ClipCov, KLCov, LossConfig
 from pyrl.ops.counter import derive_seed
 from pyrl.telemetry.names import COVARIANCE_TOP_SHARES, covariance_top_name
+
+EVERY_COVARIANCE = (-math.inf, math.inf)
+"""A band."""
 
 
 def selection_seed(run_seed: int, step: int, mini_batch: int) -> int:
@@ -57,16 +61,19 @@ def select_tokens(
     """The tokens that `loss` acts on, bool [T]; None for a method that selects none and for a ratio of 0.
 
     KL-Cov: the k largest of `covariance` (from `token_covariance`). Clip-Cov: k drawn among those inside the band on
-    which the PPO clip does not bind. k = max(1, floor(ratio n)), n valid tokens of the scope. `seed`: `selection_seed`.
+    which the PPO clip does not bind. With `chosen_by: random` either draws k among all, Clip-Cov among all on which the
+    PPO clip does not bind. k = max(1, floor(ratio n)), n valid tokens of the scope. `seed`: `selection_seed`.
     Collective, unless the scope is one micro-batch. Raises ValueError as `pyrl.ops.select_top` and `select_band` do.
     """
     drawn = {"token_uids": token_uids, "seed": seed, "group": _scope_group(loss, group)}
     if isinstance(loss, KLCov) and loss.kl_cov_ratio > 0:
+        if loss.chosen_by == "random":
+            return ops.select_band(covariance, mask, loss.kl_cov_ratio, *EVERY_COVARIANCE, **drawn)
         return ops.select_top(covariance, mask, loss.kl_cov_ratio, **drawn)
     if isinstance(loss, ClipCov) and loss.clip_cov_ratio > 0:
         eligible = ~clip_binds(logprobs, old_logprobs, advantages, loss)
-        lower, upper = loss.clip_cov_lb, loss.clip_cov_ub
-        return ops.select_band(covariance, mask, loss.clip_cov_ratio, lower, upper, eligible=eligible, **drawn)
+        band = EVERY_COVARIANCE if loss.chosen_by == "random" else (loss.clip_cov_lb, loss.clip_cov_ub)
+        return ops.select_band(covariance, mask, loss.clip_cov_ratio, *band, eligible=eligible, **drawn)
     return None
 
 

@@ -84,6 +84,9 @@ class _CovScope(Section):
     cov_logprobs: Literal["current", "old"] = "current"
     """Log-probs in the covariance: of the policy that the update starts from, as in the paper's code, or of the one
     that generated. `rollout_batch` knows the old ones alone."""
+    chosen_by: Literal["covariance", "random"] = "covariance"
+    """`random`: as large a share, drawn among all tokens. The control: what is left of the effect without the
+    covariance."""
 
 
 class ClipCov(_CovScope):

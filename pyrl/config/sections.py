@@ -82,7 +82,7 @@ class DataConfig(Section):
 
 class RewardConfig(Section):
     task: str = "math"
-    """`math` or `math:paper`, `code` or `code:SECONDS`, `countdown`, or `reasoning_gym:NAME`."""
+    """`math` or `math:paper`, `code` or `code:SECONDS`, `countdown`, `ring_walk`, or `reasoning_gym:NAME`."""
     timeout_seconds: Seconds = 5.0
     """Wall limit of one grading; past it the answer is unjudged and the worker is replaced."""
     workers: PositiveInt = 1

@@ -32,6 +32,7 @@ LOADERS = {
     "countdown": "pyrl.reward.countdown:load_grader",
     "math": "pyrl.reward.math:load_grader",
     "reasoning_gym": "pyrl.reward.reasoning_gym:load_grader",
+    "ring_walk": "pyrl.reward.ring_walk:load_grader",
 }
 """Task (the part before a colon) -> `module:function`; the function gets the part after the colon ("" if there is
 none) and returns a `Grader`."""
@@ -42,7 +43,7 @@ FORM_LOADERS = {"math": "pyrl.reward.forms:load_grader"}
 VARIANTS: dict[str, tuple[str, ...] | None] = {"math": ("paper",), "reasoning_gym": None}
 """Task -> what may follow its colon; None: something must, and the loader knows what. Tasks not listed have none."""
 
-REVISIONS = {"code": 1, "countdown": 1, "math": 2, "reasoning_gym": 1}
+REVISIONS = {"code": 1, "countdown": 1, "math": 2, "reasoning_gym": 1, "ring_walk": 1}
 """Task -> number to raise with every change of its grader that can change a verdict, or the form of an answer."""
 
 LIBRARIES = {

@@ -183,6 +183,45 @@ def test_one_response_has_no_covariance():
     assert len(chosen) == int(0.05 * int(batch.mask.sum()))
 
 
+WIDE = {"clip_ratio_low": 1.0, "clip_ratio_high": 1e6}  # binds on no token, so that each may be drawn
+
+
+@pytest.mark.parametrize(
+    "config", [kl(chosen_by="random"), clip(chosen_by="random", **WIDE)], ids=["kl_cov", "clip_cov"]
+)
+def test_the_control_draws_as_many_from_all_tokens_whatever_their_covariance(config):
+    """Every token equally often: chi-square of 400 draws."""
+    batch, other = make_batch(7), make_batch(7)
+    other.advantages = -3 * batch.advantages.roll(30)
+    candidates = set(batch.mask.nonzero().flatten().tolist())
+    count = paper.selected_count(0.05, batch.mask.tolist())
+    drawn = torch.zeros(len(batch.mask))
+    for step in range(400):
+        value, gradient, chosen = ours(batch, config, step=step)
+        assert len(chosen) == count and chosen <= candidates and chosen == ours(other, config, step=step)[2]
+        drawn[list(chosen)] += 1
+    expected = 400 * count / len(candidates)
+    chi_square = ((drawn[batch.mask] - expected) ** 2 / expected).sum().item()
+    degrees = len(candidates) - 1
+    assert abs(chi_square - degrees) < 5 * (2 * degrees) ** 0.5
+    leaves, old, advantages, mask = batch.literal()
+    if config.name == "kl_cov":
+        literal = paper.kl_cov_loss(leaves, old, advantages, mask, chosen, coef=config.kl_cov_coef)
+    else:
+        literal = paper.clip_cov_loss(leaves, old, advantages, mask, chosen, low=1.0, high=1e6)
+    assert_same(value, gradient, literal, leaves)
+
+
+def test_the_control_of_clip_cov_leaves_out_what_the_clip_stops():
+    batch, config = make_batch(8), clip(chosen_by="random", clip_cov_ratio=1.0, clip_ratio_low=0.1, clip_ratio_high=0.1)
+    _, _, chosen = ours(batch, config)
+    leaves, old, advantages, mask = batch.literal()
+    cov = paper.covariance(leaves, advantages, mask)
+    everywhere = {"lower": -1e9, "upper": 1e9}
+    assert chosen == paper.clip_cov_candidates(cov, leaves, old, advantages, mask, **everywhere, low=0.1, high=0.1)
+    assert 0 < len(chosen) < sum(mask)
+
+
 def test_ties_are_broken_by_the_token_alone():
     """Every covariance occurs 60 times; the choice is the same tokens when they come in another order."""
     batch = make_batch(5, masked=0.0)
