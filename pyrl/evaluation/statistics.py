@@ -8,13 +8,15 @@ from itertools import product
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pyrl.evaluation.intervals import TOLERANCE, difference_interval
+from pyrl.evaluation.intervals import difference_interval
 
 LEVEL = 0.05
 """A difference counts where p is below it."""
 EXACT_QUESTIONS = 16
 """Up to so many questions that differ, every assignment of signs is counted; beyond, `RESAMPLES` are drawn."""
 RESAMPLES = 20_000
+TOLERANCE = 1e-12
+"""Sums of the same differences in another order are equal up to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Comparison:
     """Mean over questions."""
     low: float
     high: float
-    """Student's interval of the mean, by question (`difference_interval`)."""
+    """Interval of the mean, by question (`difference_interval`)."""
     p: float
     """Two-sided: how often signs at random give a mean difference as large."""
     questions: int
@@ -47,8 +49,8 @@ def compare_paired(first: ArrayLike, second: ArrayLike, *, confidence: float = 0
     """Sign-flip permutation test and interval of the mean of `second` - `first` ([n], a score in [0, 1] per question).
 
     Under the hypothesis that both models are alike, each question's difference is as likely to be negative. p counts
-    the observed assignment too, so it is never 0. The interval is Student's, and never of zero width
-    (`difference_interval`). The same `seed` gives the same numbers. Raises ValueError: different shapes, or fewer than
+    the observed assignment too, so it is never 0. The interval is that of `difference_interval`. The
+    same `seed` gives the same numbers. Raises ValueError: different shapes, or fewer than
     2 questions.
     """
     one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)

@@ -123,17 +123,45 @@ def test_a_difference_lies_in_its_interval_as_often_as_is_said(questions: int) -
         assert np.mean([low <= gain <= high for low, high in found]) >= 0.94
 
 
-def test_an_interval_of_a_difference_is_students() -> None:
+@pytest.mark.parametrize(("questions", "share"), [(30, 0.05), (30, 0.03), (40, 0.05), (40, 0.03), (300, 0.02)])
+def test_so_does_one_that_few_questions_make(questions: int, share: float) -> None:
+    """Most questions are never right; a few go to 0.6. Student's interval covers 58% of the second case."""
+    rng = np.random.default_rng([questions, int(1000 * share)])
+    chances = np.where(rng.random((2000, questions)) < share, 0.6, 0.002)
+    differences = (rng.binomial(32, chances) - rng.binomial(32, 0.002, chances.shape)) / 32
+    gain = share * (0.6 - 0.002)
+    assert np.mean([low <= gain <= high for low, high in map(difference_interval, differences)]) >= LEAST_COVERAGE
+
+
+def test_an_interval_of_a_difference_is_students_with_half_a_square_more() -> None:
     differences = np.random.default_rng(3).normal(0.05, 0.2, 20)
-    t = stats.ttest_1samp(differences, 0).confidence_interval(0.9)
-    assert difference_interval(differences, 0.9) == pytest.approx((t.low, t.high))
-    low, high = difference_interval([1.0, 0.0])
-    assert (low, high) == (-1.0, 1.0)  # Student's would go to -5.9 and 6.9
+    spread = (19 * differences.var(ddof=1) + 0.5) / 19  # of 20 that scipy is told of by their moments
+    t = stats.t(df=19, loc=differences.mean(), scale=(spread / 20) ** 0.5).interval(0.9)
+    assert difference_interval(differences, 0.9) == pytest.approx(t)
+    assert difference_interval([1.0, 0.0]) == (-1.0, 1.0)  # would go to -8.7 and 9.7
+
+
+@given(
+    st.lists(st.floats(-1, 1), min_size=3, max_size=40),
+    st.integers(0, 1000),
+    st.floats(-1, 1),
+    st.sampled_from([0.8, 0.95]),
+)
+def test_an_end_of_a_difference_moves_with_one_question_by_no_more_than_its_share(
+    differences: list[float], place: int, other: float, confidence: float
+) -> None:
+    """As much as the mean moves and, t times, the standard error; there is no value at which another formula begins."""
+    before = difference_interval(differences, confidence)
+    n, place = len(differences), place % len(differences)
+    changed = [*differences[:place], other, *differences[place + 1 :]]
+    most = abs(other - differences[place]) / n * (1 + stats.t.ppf((1 + confidence) / 2, n - 1))
+    for one, two in zip(before, difference_interval(changed, confidence), strict=True):
+        assert abs(one - two) <= most + 1e-12
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1.0])
 def test_equal_differences_leave_what_unseen_questions_may_hold(value: float) -> None:
     shifted = np.array([0.1, 0.2, 0.3, 0.7]) + value - np.array([0.1, 0.2, 0.3, 0.7])  # equal up to rounding
     low, high = difference_interval(shifted)
-    other = stats.binomtest(0, 4).proportion_ci(method="exact").high  # share of questions that may differ otherwise
-    assert (low, high) == pytest.approx((value - other * (value + 1), value + other * (1 - value)))
+    half = stats.t.ppf(0.975, 3) * (0.5 / 12) ** 0.5
+    assert (low, high) == pytest.approx((value - half, min(1.0, value + half)))
