@@ -38,13 +38,13 @@ quickstart: setup ## train a small model with GRPO and with KL-Cov; the report i
 	$(BIN)/python -m pyrl quickstart $(ARGS)
 	@echo "train your own: source $(BIN)/activate, then pyrl train; see README.md"
 
-test: setup ## run every test (PYTEST_ARGS="-k word"; PYRL_DATA_DIR points at real data)
+test: setup ## run every test but the late ones (PYTEST_ARGS="-k word"; PYRL_DATA_DIR points at real data)
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile \
 		--no-loadscope-reorder $(PYTEST_ARGS)
 
-test-late: setup ## run what CI runs after the suite: style, and the tests marked late, such as the wheel's
-	$(BIN)/ruff check .
+test-late: setup ## run what CI runs after the suite: the tests marked late, such as the wheel's, and style
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest --late $(PYTEST_ARGS)
+	$(BIN)/ruff check .
 
 # With the packages of $(PYTHON), a PYTHONPATH included: a GPU machine's own torch, in place of the lock; and with the cmake
 # on PATH, 3.26 or later (Debian 12 ships 3.25: pip install cmake).

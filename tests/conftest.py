@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-gc.disable()  # until all tests are collected: a quarter of the time of their imports
-
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,6 +39,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
         items.sort(key=lambda item: place(item.nodeid))
     _skip_what_needs_cuda(items)
+
+
+def pytest_collection() -> None:
+    gc.disable()  # a quarter of the time of the tests' imports
 
 
 def pytest_collection_finish() -> None:

@@ -1,10 +1,13 @@
 """Exit codes and messages of the command line: 2 for bad input, and nothing written."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from pyrl.cli import loading
 
 
 def pyrl(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -44,3 +47,12 @@ def test_bad_input_is_named_and_writes_nothing(
 def test_missing_config_file(tmp_path: Path) -> None:
     result = pyrl("train", "nowhere.yaml", cwd=tmp_path)
     assert result.returncode == 2 and "nowhere.yaml does not exist" in result.stderr
+
+
+def test_garbage_is_collected_again_after_loading_and_after_loading_fails() -> None:
+    with loading():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), loading():
+        raise ImportError
+    assert gc.isenabled()

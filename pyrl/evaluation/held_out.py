@@ -10,7 +10,7 @@ from pyrl.evaluation.statistics import Comparison, compare_paired
 from pyrl.telemetry.jsonl import read_jsonl
 
 VALIDATION = "validation.jsonl"
-HEADINGS = ("held out", "avg@k", "difference [95% interval]", "p", "questions", "the second policy is")
+HEADINGS = ("held out", "avg@k", "difference [95% interval]", "p", "questions", "verdict on the second")
 """Of `HeldOutComparison.cells`. The interval is by question, p of a two-sided sign-flip permutation test."""
 POLICIES_NOT_METHODS = (
     "This compares two policies, not two methods: another seed of a method gives another policy. `pyrl study` compares "

@@ -8,6 +8,8 @@ from typing import Any
 COLUMNS = ("AIME24", "AIME25", "AMC", "MATH500", "OMNI-MATH", "OlympiadBench", "Minerva")
 ROWS = dict(zip(COLUMNS, (960, 960, 2656, 500, 2821, 675, 272), strict=True))
 """Validation rows (questions x samples) that reproduce the table's `Avg` from its columns."""
+SAMPLED = COLUMNS[:3]
+"""Columns of which 32 samples are drawn at temperature 0.6; the others are greedy."""
 AVERAGE = "Avg"
 """The table's last column, over all seven: the mean over rows."""
 SOURCE = "arXiv 2505.22617, Table 2"
@@ -25,6 +27,14 @@ SCORES = {
     model: {column: round(value / 100, 3) for column, value in zip((*COLUMNS, AVERAGE), values, strict=True)}
     for model, values in _PERCENT.items()
 }
+
+
+def settings(column: str) -> dict[str, Any]:
+    """Of the paper's protocol, by their names in `benchmarks.NAME` (`configs/eval/paper.yaml`)."""
+    temperature = 0.6 if column in SAMPLED else 0.0
+    return {
+        "temperature": temperature, "top_p": 1.0, "max_tokens": 8192, "template": "r1_zero", "grader": "math:paper"
+    }  # fmt: skip
 
 
 def beside(columns: Collection[str | None]) -> dict[str, Any] | None:

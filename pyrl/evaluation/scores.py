@@ -65,7 +65,9 @@ def score_benchmark(questions: dict[str, list[Sample]]) -> dict[str, Any]:
         "avg_at_k": with_interval([np.mean([_right(s) for s in own]) for own in judged.values()]),
         "pass_at_k": {str(k): _pass(right, k) for k in ks},
         "maj_at_k": {str(k): _maj(answers, right, k) for k in ks},
-        "headline_k": max((k for k in ks if np.mean([len(own) >= k for own in right]) >= HEADLINE_SHARE), default=None),
+        "headline_k": max(
+            (k for k in ks if sum(len(own) >= k for own in right) >= HEADLINE_SHARE * len(questions)), default=None
+        ),
         "truncated": _share(samples, lambda s: s["finish_reason"] == "length"),
         "unjudged": _share(samples, lambda s: s["verdict"] == "unjudged"),
         "empty": _share(samples, lambda s: not s["text"].strip()),
@@ -92,16 +94,17 @@ def with_interval(values: Any) -> dict[str, float | None]:
 def means(benchmarks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Plain mean of benchmarks, and mean over validation rows, which the paper prints as its average.
 
-    Comparable with the paper only where the benchmarks are its columns with its numbers of rows.
+    Comparable with the paper only where the benchmarks are its columns, with its numbers of rows and its settings.
     """
     scored = [b for b in benchmarks.values() if b["avg_at_k"]["mean"] is not None]
     values, rows = [b["avg_at_k"]["mean"] for b in scored], [b["judged"] for b in scored]
     rows_by_column = {b["column"]: b["rows"] for b in benchmarks.values() if b["column"]}
     whole = len(scored) == len(benchmarks) == len(published.COLUMNS)
+    alike = all(b["settings"] == published.settings(b["column"]) for b in benchmarks.values() if b["column"])
     return {
         "of_benchmarks": float(np.mean(values)) if values else None,
         "over_rows": float(np.average(values, weights=rows)) if values else None,
-        "over_rows_comparable_with_paper": whole and rows_by_column == published.ROWS,
+        "over_rows_comparable_with_paper": whole and rows_by_column == published.ROWS and alike,
     }
 
 

@@ -8,13 +8,15 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from pyrl.evaluation.held_out import POLICIES_NOT_METHODS
 from pyrl.evaluation.scores import compare_folders
 from pyrl.evaluation.statistics import Comparison
 
 COMPARISON_CAPTION = (
-    "Student's interval by question; two-sided sign-flip test, which needs six questions for p < 0.05. Two checkpoints "
-    "are compared, not two methods."
+    "95% interval by question; two-sided sign-flip test, which needs six questions for p < 0.05. "
+    f"{POLICIES_NOT_METHODS}"
 )
+
 
 def score_table(scores: dict[str, Any]) -> Table:
     """For the terminal: a row a benchmark, then the means, then the paper's scores."""
@@ -52,7 +54,7 @@ def published_table(scores: dict[str, Any]) -> Table | None:
 def comparison_table(first: Path, second: Path) -> Table:
     """Paired differences of two folders, second minus first."""
     table = Table(title=f"{second} - {first}", caption=COMPARISON_CAPTION)
-    for heading in ("", "difference", "95%", "p", "questions", "the second is"):
+    for heading in ("", "difference", "95%", "p", "questions", "verdict on the second"):
         table.add_column(heading)
     for name, found in compare_folders(first, second).items():
         if isinstance(found, Comparison):

@@ -239,6 +239,7 @@ def _layer_specs(
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = MarkedRMSNorm
     layer.self_attention.submodules.core_attention = attention
+    # Megatron-Core warns of a layer that leaves it to the config.
     layer.mlp.params["ffn_hidden_size"] = megatron_config.ffn_hidden_size
     layers = megatron_config.num_layers // parallel.pp_size
     return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=MarkedRMSNorm)

@@ -199,9 +199,10 @@ class RolloutClient:
         """
         for index in indices:
             lost = await self._generate_on(url, [index], call)
-            if lost is not None:
-                for unsent in indices:
-                    call.finish(unsent, self._result(url, call.requests[unsent], lost, call.version))
+            if lost is not None and (unsent := list(indices)):
+                log.warning("%d groups are dropped unsent: %s", len(unsent), lost.reason)
+                for each in unsent:
+                    call.finish(each, GroupResult((), lost.reason))
 
     async def _generate_on(self, url: str, indices: Sequence[int], call: _Call) -> Failure | None:
         """Why the server is given up, if it is."""

@@ -15,13 +15,13 @@ def main() -> None:
     gc.disable()  # a fifth of the time of importing 5,000 modules, none of which is garbage
     from vllm.entrypoints.launchers.api_server.entry import main as serve
     from vllm.platforms import current_platform
-    from vllm.v1.engine import core, utils  # core: what the engine's process runs
 
-    del core
-    gc.freeze()
-    gc.enable()
     if current_platform.is_cpu():
+        from vllm.v1.engine import core, utils  # core: what the engine's process runs
+
+        del core
         utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+    gc.enable()
     serve()
 
 

@@ -65,8 +65,27 @@ def test_files_and_table_hold_costs_and_times(tmp_path: Path, monkeypatch: pytes
 def test_a_cost_that_grows_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "cost_of_answers", lambda number, _: Cost(number, 0.5 + number / 1000))
     evaluation.main(["--open", "100", "500", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="more than 2 times as much with 2000 open requests"):
-        evaluation.main(["--open", "100", "2000", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="more than 4 times as much with 3000 open requests"):
+        evaluation.main(["--open", "100", "3000", "--out", str(tmp_path)])
+
+
+def test_a_missed_goal_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "cost_of_answers", lambda number, _: Cost(number, 0.5))
+    arguments = ["--model", str(tmp_path), "--out", str(tmp_path / "results")]
+    for seconds in (75.0, 80.4):
+        timing = Timing(7680, 30_000, 1.0, 2.0, seconds, 1.0, 1.0, (0.0, 0.0))
+        monkeypatch.setattr(evaluation, "time_evaluation", lambda *_, timing=timing: timing)
+        if seconds <= 75:
+            evaluation.main(arguments)
+    with pytest.raises(SystemExit, match=r"the evaluation took 80\.4 s, the goal is 75 s"):
+        evaluation.main(arguments)
+
+
+@pytest.mark.late
+def test_an_answer_costs_the_same_with_20000_open() -> None:
+    most = min(20_000, evaluation.most_open())
+    few, many = (evaluation.cost_of_answers(number, 2000).cpu_milliseconds for number in (500, most))
+    assert many < evaluation.MOST_GROWTH * few
 
 
 def test_a_missed_goal_is_said_by_how_much() -> None:

@@ -95,6 +95,8 @@ def test_the_papers_config_is_its_protocol() -> None:
         assert (benchmark.samples, benchmark.temperature) == ((32, 0.6) if sampled else (1, 0.0))
         assert (benchmark.template, benchmark.grader) == ("r1_zero", "math:paper")
         assert (benchmark.max_tokens, benchmark.top_p, benchmark.instruction) == (8192, 1.0, "boxed")
+        settings = published.settings(benchmark.column)  # by which scores are called comparable
+        assert settings == benchmark.model_dump(include=set(settings))
     rows = {b.column: b.samples * (b.expected_rows or 0) for b in config.benchmarks.values()}
     assert rows == published.ROWS
 

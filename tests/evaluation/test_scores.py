@@ -157,6 +157,7 @@ def test_the_mean_over_rows_reproduces_the_papers_average() -> None:
                 "rows": published.ROWS[name],
                 "judged": published.ROWS[name],
                 "column": name,
+                "settings": published.settings(name),
             }
             for name in published.COLUMNS
         }
@@ -165,6 +166,10 @@ def test_the_mean_over_rows_reproduces_the_papers_average() -> None:
         # Columns and average are rounded to 0.1.
         assert found["over_rows"] == pytest.approx(printed[published.AVERAGE], abs=0.001), model
         assert found["of_benchmarks"] != pytest.approx(found["over_rows"], abs=1e-4)
+        for setting, other in (("grader", "math"), ("temperature", 1.0), ("template", "chat"), ("max_tokens", 4096)):
+            settings = published.settings("AMC") | {setting: other}
+            changed = benchmarks | {"AMC": benchmarks["AMC"] | {"settings": settings}}
+            assert not means(changed)["over_rows_comparable_with_paper"], setting
         benchmarks["AMC"]["rows"] = 40 * 32
         assert not means(benchmarks)["over_rows_comparable_with_paper"]
         del benchmarks["AMC"]

@@ -304,8 +304,10 @@ def test_a_deterministic_run_gives_a_server_all_of_them_in_parts(fake: FakeVLLM,
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_a_server_that_is_given_up_is_asked_no_more(fake: FakeVLLM, silent: bool) -> None:
-    """Else every batch of requests would wait for it anew."""
+def test_a_server_that_is_given_up_is_asked_no_more(
+    fake: FakeVLLM, silent: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else every batch of requests would wait for it anew. What was not sent yet is one line of the log."""
     fake.script = lambda body, count: (200, answer(body)) if count < 3 else (500, "dead")
     fake.fail["/weight_info"] = "gone"
     fake.delay = 30.0 if silent else 0.0
@@ -317,6 +319,8 @@ def test_a_server_that_is_given_up_is_asked_no_more(fake: FakeVLLM, silent: bool
     assert [bool(r.completions) for r in results[::2]] == [True] * answered + [False] * (12 - answered)
     assert len(fake.bodies) == answered + 2
     assert len({r.error for r in results[::2] if r.error}) == 1 and "after 0.5 s of waiting" in results[-2].error
+    dropped = [message for message in caplog.messages if "dropped" in message]
+    assert len(dropped) == 3 and f"{10 - answered} groups are dropped unsent: {results[-2].error}" in dropped
     assert time.monotonic() - started < 10.0
 
 
