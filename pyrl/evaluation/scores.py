@@ -19,7 +19,8 @@ from pyrl.evaluation.store import SCORES, Sample, read_questions, read_samples, 
 from pyrl.evaluation.votes import votes
 
 HEADLINE_SHARE = 0.9
-"""Of the questions must have k judged samples for pass@k and maj@k to stand in the table; `scores.json` has every k."""
+"""Of the questions with a verdict; so many must have k judged samples for pass@k and maj@k to stand in the table.
+`scores.json` has every k."""
 
 
 def score_folder(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def score_folder(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
 def score_benchmark(questions: dict[str, list[Sample]]) -> dict[str, Any]:
     """Statistics of graded samples by question. Samples that could not be judged have no part in a score: a question
     counts by its judged samples, one without any is left out, and pass@k and maj@k are over the questions that have at
-    least k, whose number stands beside them. `headline_k`: the most that `HEADLINE_SHARE` of the questions have."""
+    least k, whose number stands beside them. `headline_k`: the most that `HEADLINE_SHARE` of the judged ones have."""
     samples = [s for own in questions.values() for s in own]
     judged = {q: [s for s in own if s["verdict"] in ("right", "wrong")] for q, own in questions.items()}
     judged = {q: own for q, own in judged.items() if own}
@@ -65,9 +66,7 @@ def score_benchmark(questions: dict[str, list[Sample]]) -> dict[str, Any]:
         "avg_at_k": with_interval([np.mean([_right(s) for s in own]) for own in judged.values()]),
         "pass_at_k": {str(k): _pass(right, k) for k in ks},
         "maj_at_k": {str(k): _maj(answers, right, k) for k in ks},
-        "headline_k": max(
-            (k for k in ks if sum(len(own) >= k for own in right) >= HEADLINE_SHARE * len(questions)), default=None
-        ),
+        "headline_k": max((k for k in ks if np.mean([len(own) >= k for own in right]) >= HEADLINE_SHARE), default=None),
         "truncated": _share(samples, lambda s: s["finish_reason"] == "length"),
         "unjudged": _share(samples, lambda s: s["verdict"] == "unjudged"),
         "empty": _share(samples, lambda s: not s["text"].strip()),
