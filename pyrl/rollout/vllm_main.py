@@ -21,6 +21,7 @@ def main() -> None:
 
         del core
         utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+    gc.freeze()  # nor will it be: left to be searched, it costs the engine 4 s until it is ready
     gc.enable()
     serve()
 
