@@ -37,6 +37,8 @@ FOREIGN_WARNINGS = (
     ForeignWarning(
         r"Please use DTensor instead and we are deprecating ShardedTensor", FutureWarning, r"torch\.distributed\."
     ),
+    # reasoning-gym's cellpylib, where Python first compiles it; it names the file, not the module.
+    ForeignWarning(r'"is" with a literal', SyntaxWarning, r".*cellpylib"),
 )
 
 

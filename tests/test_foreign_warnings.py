@@ -80,8 +80,14 @@ def load_a_sharded_tensor() -> None:
     call_from("torch.distributed.checkpoint.default_planner", ShardedTensor.__torch_function__, torch.Tensor.size, ())
 
 
+def compile_a_dependency_of_reasoning_gym() -> None:
+    path = Path(importlib.util.find_spec("cellpylib").origin).with_name("ca_functions.py")
+    compile(path.read_text(), str(path), "exec")
+
+
 SPOKEN = (import_without_apex, import_without_transformer_engine, clear_the_gradient_of_a_view, reduce_gradients,
-          gather_parameters, load_a_checkpoint, load_a_sharded_tensor)  # fmt: skip
+          gather_parameters, load_a_checkpoint, load_a_sharded_tensor,
+          compile_a_dependency_of_reasoning_gym)  # fmt: skip
 
 
 def warnings_of(speak: Callable[[], None]) -> list[str]:
