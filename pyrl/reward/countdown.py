@@ -17,12 +17,11 @@ from typing import NamedTuple
 from pyrl.reward.tasks import (
     DIFFERENT,
     EQUAL,
-    NO_ANSWER,
-    OVER_LIMIT,
     UNREADABLE_ANSWER,
     UNREADABLE_GROUND_TRUTH,
     Grader,
     RawVerdict,
+    refuse_length,
 )
 
 MAX_CHARACTERS = 256
@@ -107,10 +106,8 @@ def grade(response: str, ground_truth: str) -> RawVerdict:
     except ValueError as error:
         return "unjudged", f"{UNREADABLE_GROUND_TRUTH}: {error}", None
     expression = response.strip()
-    if not expression:
-        return "wrong", NO_ANSWER, None
-    if len(expression) > MAX_CHARACTERS:
-        return "wrong", f"{OVER_LIMIT}: {len(expression)} characters, at most {MAX_CHARACTERS}", None
+    if (refused := refuse_length(expression, MAX_CHARACTERS)) is not None:
+        return refused
     try:
         value, used = evaluate(expression, puzzle)
     except ExpressionError as error:

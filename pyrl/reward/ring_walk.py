@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 from pyrl.reward.tasks import (
     EQUAL,
-    NO_ANSWER,
-    OVER_LIMIT,
     UNREADABLE_ANSWER,
     UNREADABLE_GROUND_TRUTH,
     Grader,
     RawVerdict,
+    refuse_length,
 )
 
 GATE = "gate"
@@ -116,10 +115,8 @@ def grade(response: str, ground_truth: str) -> RawVerdict:
     except ValueError as error:
         return "unjudged", f"{UNREADABLE_GROUND_TRUTH}: {error}", None
     text = response.strip()
-    if not text:
-        return "wrong", NO_ANSWER, None
-    if len(text) > MAX_CHARACTERS:
-        return "wrong", f"{OVER_LIMIT}: {len(text)} characters, at most {MAX_CHARACTERS}", None
+    if (refused := refuse_length(text, MAX_CHARACTERS)) is not None:
+        return refused
     try:
         reason = judge(read_walk(text, ring), ring)
     except ValueError as error:

@@ -61,6 +61,13 @@ class GraderUnavailableError(RuntimeError):
     """This machine lacks what the task's grader needs; the text says what, and the remedy."""
 
 
+def refuse_length(text: str, most: int) -> RawVerdict | None:
+    """The verdict on an answer without text, or of more than `most` characters; None for any other."""
+    if not text:
+        return "wrong", NO_ANSWER, None
+    return ("wrong", f"{OVER_LIMIT}: {len(text)} characters, at most {most}", None) if len(text) > most else None
+
+
 def split_task(task: str) -> tuple[str, str]:
     """`family:variant` -> (loader, variant). Raises UnknownTaskError."""
     family, colon, variant = task.partition(":")
