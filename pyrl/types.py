@@ -59,8 +59,14 @@ class Verdict:
 
     outcome: Literal["right", "wrong", "unjudged"]
     reason: str
+    """A word of the grader's for it; details may follow after a colon."""
     extracted: str | None = None
     """The answer that was found in the response, if any."""
+
+    @property
+    def kind(self) -> str:
+        """The reason without its details: one of a grader's few."""
+        return self.reason.partition(":")[0]
 
     @property
     def reward(self) -> float | None:

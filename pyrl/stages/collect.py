@@ -39,6 +39,8 @@ class GroupFacts:
     """Responses that reached the token limit."""
     verdicts: tuple[str, ...]
     """Outcome of each response."""
+    reasons: tuple[str, ...]
+    """Kind of reason of each verdict."""
     rewards: tuple[float | None, ...]
     kept: bool
     """Whether it is trained on."""
@@ -53,6 +55,7 @@ class GroupFacts:
             response_tokens=tuple(len(c.token_ids) for c in group.completions),
             truncated=sum(c.finish_reason == "length" for c in group.completions),
             verdicts=tuple(v.outcome for v in group.verdicts),
+            reasons=tuple(v.kind for v in group.verdicts),
             rewards=tuple(group.rewards),
             kept=kept,
         )
@@ -101,6 +104,7 @@ class Collected:
             "verdicts_right": verdicts["right"],
             "verdicts_wrong": verdicts["wrong"],
             "verdicts_unjudged": verdicts["unjudged"],
+            "verdict_reasons": count_reasons(self.facts),
             "response_length_mean": sum(lengths) / len(lengths) if lengths else None,
             "response_length_max": max(lengths, default=None),
             "truncated_fraction": sum(f.truncated for f in self.facts) / len(lengths) if lengths else None,
@@ -123,6 +127,11 @@ def reward_by_source(groups: list[GroupFacts]) -> dict[str, float | None]:
     """`mean_reward` of the groups of each data source, sources in alphabetical order."""
     sources = sorted({g.source for g in groups})
     return {source: mean_reward([g for g in groups if g.source == source]) for source in sources}
+
+
+def count_reasons(groups: list[GroupFacts]) -> dict[str, int]:
+    """How often the grader gave each reason, in alphabetical order."""
+    return dict(sorted(Counter(reason for g in groups for reason in g.reasons).items()))
 
 
 def has_verdict(group: RolloutGroup) -> bool:

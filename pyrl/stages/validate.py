@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyrl.config import ValidationConfig
-from pyrl.stages.collect import Collector, GroupFacts, mean_reward, reward_by_source
+from pyrl.stages.collect import Collector, GroupFacts, count_reasons, mean_reward, reward_by_source
 from pyrl.telemetry.timers import Timers
 from pyrl.types import Prompt, StepRecord
 
@@ -59,4 +59,5 @@ def _row(step: int, group: GroupFacts) -> dict[str, Any]:
         "samples": len(group.verdicts),
         "right": group.verdicts.count("right"),
         "unjudged": group.verdicts.count("unjudged"),
+        "reasons": count_reasons([group]),
     }

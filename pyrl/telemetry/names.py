@@ -38,8 +38,8 @@ class Metric:
     shape: Shape = "number"
     contract: bool = True
     """Present in every record, as null where undefined. The others appear only when the trainer knows them."""
-    keys: Literal["source", "difficulty"] = "source"
-    """Of a mapping: data source, or accuracy of the prompt's group, one of `DIFFICULTY_BINS`."""
+    keys: Literal["source", "difficulty", "reason"] = "source"
+    """Of a mapping: data source; accuracy of the prompt's group, one of `DIFFICULTY_BINS`; or a grader's reason."""
     reproducible: bool = True
     """Equal, to the bit, in a resumed and in an unbroken deterministic run. Times and memory are not."""
 
@@ -117,6 +117,8 @@ METRICS: dict[str, Metric] = {
     "verdicts_wrong": Metric("reward", "count", "Completions judged wrong.", "integer"),
     "verdicts_unjudged": Metric("reward", "count", "Completions that could not be judged; left out of every reward.",
                                 "integer"),
+    "verdict_reasons": Metric("reward", "count", "How often the grader gave each reason, right ones included.",
+                              "mapping", contract=False, keys="reason"),
     "validation_reward_mean": Metric("reward", "reward", "Mean over the judged completions of the held-out prompts."),
     "validation_reward_by_source": Metric("reward", "reward", "`validation_reward_mean` of each data source.",
                                           "mapping", contract=False),

@@ -106,7 +106,7 @@ class RunRecorder:
         self._samples.append(samples)
 
     def write_validation(self, questions: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows of `validation.jsonl`: one a held-out prompt, with its numbers of samples, right and unjudged."""
+        """Append rows of `validation.jsonl`: one a held-out prompt: samples, right, unjudged, reasons."""
         self._validation.append(questions)
 
     def sync(self) -> None:

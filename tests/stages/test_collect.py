@@ -48,7 +48,7 @@ class ScriptedGrader:
         verdicts = []
         for _, truth in items:
             sample = self.seen[truth] = self.seen.get(truth, -1) + 1
-            verdicts.append(Verdict(self.outcome(int(truth), sample), "scripted"))
+            verdicts.append(Verdict(outcome := self.outcome(int(truth), sample), f"said_{outcome}: {truth}"))
         return verdicts
 
 
@@ -121,6 +121,7 @@ def test_groups_without_a_verdict_are_left_out_and_unjudged_answers_have_no_rewa
     assert [g.prompt.id for _, g in collected.kept] == ["1", "2", "3", "4", "5"]
     metrics = collected.metrics()
     assert metrics["verdicts_unjudged"] == 7 and metrics["reward_mean"] == 1.0
+    assert metrics["verdict_reasons"] == {"said_right": 5, "said_unjudged": 7}
     assert metrics["groups_dropped_unjudged"] == 1 and metrics["groups_dropped_uniform"] == 0
 
 

@@ -73,6 +73,8 @@ def test_a_row_a_question_with_its_counts() -> None:
     counts = [(row["prompt_id"], row["samples"], row["right"], row["unjudged"]) for row in rows]
     assert counts == [("0", 3, 1, 1), ("2", 3, 2, 1), ("3", 3, 2, 1)]
     assert {(row["step"], row["source"]) for row in rows} == {(5, "toy")}
+    assert [row["reasons"] for row in rows] == [{"said_right": 1, "said_wrong": 1, "said_unjudged": 1}] + [
+        {"said_right": 2, "said_unjudged": 1}] * 2  # fmt: skip
 
 
 def test_the_last_step_has_samples_of_its_own_number() -> None:
