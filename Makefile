@@ -34,7 +34,7 @@ help: ## show this list
 
 setup: $(VENV)/.imported $(VENV)/.built ## create .venv, install the lock, build the ops
 
-quickstart: setup ## train a small model with GRPO and with KL-Cov; the report is at the end
+quickstart: setup ## train a small model with GRPO and with Clip-Cov; the report is at the end
 	$(BIN)/python -m pyrl quickstart $(ARGS)
 	@echo "train your own: source $(BIN)/activate, then pyrl train; see README.md"
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from pyrl.config import ConfigError, load_config
 from pyrl.evaluation.errors import EvaluationError
 from pyrl.foreign_warnings import silence_foreign_output
+from pyrl.telemetry.log import log_to_terminal
 
 log = logging.getLogger("pyrl")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -26,6 +27,7 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 INTERRUPTED, UNFINISHED = 130, 3
 
 RunFolder = Annotated[Path | None, typer.Option(help="Where the run is written; default runs/<config>.")]
+Jobs = Annotated[int, typer.Option(help="Runs at a time, each with servers of its own.", min=1)]
 
 
 @app.command()
@@ -45,26 +47,29 @@ def train(
     destroy_parallel()  # left to the end of the process, NCCL warns of it
     if os.environ.get("RANK", "0") == "0":
         from pyrl.analysis.report import write_report
-        from pyrl.evaluation.held_out import compare_held_out
+        from pyrl.evaluation.held_out import compare_held_out, pass_at_k_curve
 
         run = {folder.name: folder}
         held_out = [pair.cells() for pair in compare_held_out(run)]
-        write_report(run, folder, title=f"pyrl: {folder.name}", held_out=held_out)
+        curves = {folder.name: pass_at_k_curve(folder)}
+        write_report(run, folder, title=f"pyrl: {folder.name}", held_out=held_out, pass_at_k=curves)
 
 
 @app.command()
 def quickstart(
-    folder: Annotated[Path, typer.Option("--folder", help="Where both runs and the report are written.")] = Path(
+    folder: Annotated[Path, typer.Option("--folder", help="Where the runs and the report are written.")] = Path(
         "runs/quickstart"
     ),
-    config: Annotated[Path, typer.Option(help="Settings of both runs.")] = Path("configs/quickstart.yaml"),
+    config: Annotated[Path, typer.Option(help="Settings that the runs share.")] = Path("configs/quickstart.yaml"),
+    methods: Annotated[str, typer.Option(help="Of grpo, clip_cov, kl_cov, with commas.")] = "grpo,clip_cov",
+    jobs: Jobs = 2,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
 ) -> None:
-    """Train a small model from random weights with GRPO and with KL-Cov, and compare their entropy."""
+    """Train a small model from random weights with GRPO and with Clip-Cov, and compare what they find."""
     with loading():
         from pyrl.quickstart.run import run_quickstart
 
-    run_quickstart(folder, config, overrides or [])
+    run_quickstart(folder, config, overrides or [], methods.split(","), workers=jobs)
 
 
 @app.command()
@@ -129,18 +134,19 @@ def study(
         Path | None, typer.Option("--folder", help="Where runs and report are written; default runs/<config>.")
     ] = None,
     time_limit: Annotated[float | None, typer.Option(help="Hours; then stop between two steps.", min=0.0)] = None,
+    jobs: Jobs = 1,
     report_only: Annotated[bool, typer.Option("--report-only", help="Write the report of the runs that are done.")] = (
         False
     ),
 ) -> None:
-    """Run methods x seeds x settings one after another, and write one report; called again, it goes on."""
+    """Run methods x seeds x settings and write one report; called again, it goes on."""
     with loading():
         from pyrl.study.config import load_study
         from pyrl.study.report import write_study_report
         from pyrl.study.runner import run_study
 
     settings, folder = load_study(config, overrides or []), folder or Path("runs") / config.stem
-    done = report_only or run_study(settings, folder, time_limit=time_limit)
+    done = report_only or run_study(settings, folder, time_limit=time_limit, workers=jobs)
     written = write_study_report(settings, folder)
     if report_only and not written:
         raise ConfigError(f"{folder}: none of the study's runs is done, there is nothing to report")
@@ -214,8 +220,7 @@ def loading() -> Iterator[None]:
 
 def main() -> None:
     """Run the command line; turn bad input into one message and exit code 2."""
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")  # of libraries: warnings
-    log.setLevel(logging.INFO)
+    log_to_terminal()
     silence_foreign_output()
     try:
         app()

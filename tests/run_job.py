@@ -19,18 +19,20 @@ import psutil
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pyrl.config import RunConfig, parse_config
 from pyrl.quickstart.model import write_model
 from pyrl.quickstart.run import supervised_phase
-from pyrl.quickstart.task import write_task
+from pyrl.quickstart.task import RingWalk, write_task
 from pyrl.rollout.server import ServerPool
 from pyrl.telemetry.names import reproducible_names
 from tests import program
 from tests.program import Program
 
-STEPS, SUPERVISED_STEPS = 5, 90
+STEPS, SUPERVISED_STEPS = 5, 120
+WALK = RingWalk(places=6, moves=2, walls=1, gates=0, slip=0.1)
+"""Small enough that some answers are right after so few supervised steps."""
 DEADLINE_SECONDS = 500.0
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
@@ -151,17 +153,19 @@ class Process:
 def write_even_model(folder: Path) -> Path:
     """The quickstart's model with 2 attention heads in place of 3, so that it can be split among tensor-parallel ranks;
     its 1 kv head is then held twice."""
-    write_model(folder, seed=0)
-    config = Qwen2Config.from_pretrained(folder, num_attention_heads=2, hidden_size=64)
+    write_model(folder, seed=0, task=WALK)
+    config = LlamaConfig.from_pretrained(folder, num_attention_heads=2, hidden_size=64)
     torch.manual_seed(0)
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
 @contextmanager
 def served_job(folder: Path, *, ranks: int = 1, **sections: Any) -> Iterator[Job]:
     """Task, settings (`sections` change them), a model that gets some answers right, and a server for each rank."""
-    files = write_task(folder / "data", seed=0, train=400, validation=50, demonstrations=8000)
+    files = write_task(
+        folder / "data", seed=0, train=60, validation=20, demonstrated=30, demonstrations=8000, task=WALK
+    )
     start = write_even_model(folder / "random")
     tree: dict[str, Any] = {
         "seed": 0,
@@ -169,8 +173,8 @@ def served_job(folder: Path, *, ranks: int = 1, **sections: Any) -> Iterator[Job
         "deterministic": True,
         "model": {"path": str(folder / "model")},
         "data": {"path": str(files.train), "template": "plain", "max_prompt_tokens": 24},
-        "reward": {"task": "countdown"},
-        "rollout": {"prompts_per_step": 16, "samples_per_prompt": 4, "max_response_tokens": 10, "threads": 1,
+        "reward": {"task": "ring_walk"},
+        "rollout": {"prompts_per_step": 16, "samples_per_prompt": 4, "max_response_tokens": 5, "threads": 1,
                     "servers_per_node": ranks},
         "algorithm": {"updates_per_rollout": 2},
         "loss": {"name": "kl_cov", "kl_cov_ratio": 0.05},
@@ -180,7 +184,7 @@ def served_job(folder: Path, *, ranks: int = 1, **sections: Any) -> Iterator[Job
     tree |= {name: tree.get(name, {}) | section for name, section in sections.items()}
     config = parse_config(tree, origin="job")
     with ServerPool.start(config, start, folder) as servers:  # loads while the model is trained
-        supervised_phase(config, start, files, folder / "model", steps=SUPERVISED_STEPS)
+        supervised_phase(config, start, files, folder / "model", steps=SUPERVISED_STEPS, target_loss=None)
         yield Job(folder, config, servers.wait_ready(), ranks)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -45,6 +47,10 @@ SMOOTHING_SHARE = 25
 """The smoothing window is about 1/25 of a run."""
 
 POINTS_PER_INCH = 72.0
+Panel = tuple[str, Callable[[Axes], None]]
+"""Title, and what draws it."""
+SENTENCE_CHARACTERS = 135
+"""In a line under the title of a sheet."""
 
 STYLE = {
     "font.size": 10,
@@ -115,6 +121,10 @@ CHARTS = (
 )  # fmt: skip
 
 
+PASS_AT_K_TITLE = "pass@k, held-out prompts"
+PASS_AT_K_CAPTION = "Unbiased, after the last step: the chance that one of k samples is right, mean over the prompts."
+
+
 def charts_with_data(runs: Sequence[RunRecords]) -> list[Chart]:
     """The charts for which at least one run has values."""
     return [chart for chart in CHARTS if chart.has_data(runs)]
@@ -166,6 +176,30 @@ def draw_chart(axes: Axes, chart: Chart, runs: Sequence[RunRecords]) -> None:
     axes.set_ylabel(chart.unit)
 
 
+def draw_pass_at_k(axes: Axes, runs: Sequence[RunRecords], curves: Mapping[str, Mapping[int, float]]) -> None:
+    """`curves`: label of a run -> k -> pass@k."""
+    for number, run in enumerate(runs):
+        curve = curves.get(run.label, {})
+        axes.plot(list(curve), list(curve.values()), color=RUN_COLOURS[number % len(RUN_COLOURS)], marker="o",
+                  markersize=4.5, linestyle=run_dash(number), linewidth=1.9)  # fmt: skip
+    axes.set_xscale("log", base=2)
+    ks = sorted({k for curve in curves.values() for k in curve})
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(tick_label))
+    axes.set_xlabel("k")
+    axes.set_ylabel("pass@k")
+
+
+def pass_at_k_svg(runs: Sequence[RunRecords], curves: Mapping[str, Mapping[int, float]]) -> str:
+    """As `chart_svg`."""
+    with mpl.rc_context(STYLE | {"font.size": 11, "svg.hashsalt": "pyrl-pass-at-k"}):
+        figure = Figure(figsize=(4.7, 2.9), layout="constrained")
+        draw_pass_at_k(figure.subplots(), runs, curves)
+        return figure_svg(figure, PASS_AT_K_TITLE)
+
+
 def phase_seconds(run: RunRecords) -> dict[str, float]:
     """Phase -> mean seconds a step, `other` being the rest of the step; empty without `seconds_step`.
 
@@ -214,23 +248,37 @@ def chart_svg(chart: Chart, runs: Sequence[RunRecords]) -> str:
         return figure_svg(figure, f"{chart.title}, {chart.unit}, over rollout steps")
 
 
-def write_png(runs: Sequence[RunRecords], path: Path, title: str) -> None:
-    """Every chart on one sheet: entropy and reward on top, the others three a row, phase times at the foot."""
-    charts = charts_with_data(runs)
-    rows = [charts[:2], *(charts[i : i + 3] for i in range(2, len(charts), 3))]
+def write_png(
+    runs: Sequence[RunRecords],
+    path: Path,
+    title: str,
+    *,
+    sentence: str = "",
+    pass_at_k: Mapping[str, Mapping[int, float]] | None = None,
+) -> None:
+    """Every chart on one sheet: entropy, reward and, where there is one, pass@k on top, the others three a row, phase
+    times at the foot. `sentence` stands under the title."""
+    panels: list[Panel] = [
+        (chart.title, partial(draw_chart, chart=chart, runs=runs)) for chart in charts_with_data(runs)
+    ]
+    top, others = panels[:2], panels[2:]
+    if pass_at_k:
+        top.append((PASS_AT_K_TITLE, partial(draw_pass_at_k, runs=runs, curves=pass_at_k)))
+    rows = [top, *(others[i : i + 3] for i in range(0, len(others), 3))]
     timed = any(phase_seconds(run) for run in runs)
-    heights = [0.75, 3.7, *[2.7] * (len(rows) - 1), *([1.25 + 0.4 * len(runs)] if timed else [])]
+    lines = textwrap.wrap(sentence, SENTENCE_CHARACTERS)
+    heights = [0.75 + 0.27 * len(lines), 3.7, *[2.7] * (len(rows) - 1), *([1.25 + 0.4 * len(runs)] if timed else [])]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(12.5, sum(heights)), layout="constrained", facecolor="white")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
         grid = figure.add_gridspec(len(heights), 6, height_ratios=heights)
-        _heading(figure.add_subplot(grid[0, :]), runs, title)
+        _heading(figure.add_subplot(grid[0, :]), runs, title, lines)
         for number, row in enumerate(rows):
-            width = 3 if number == 0 else 2
-            for column, chart in enumerate(row):
+            width = 6 // max(2, len(top)) if number == 0 else 2
+            for column, (heading, draw) in enumerate(row):
                 axes = figure.add_subplot(grid[number + 1, column * width : (column + 1) * width])
-                draw_chart(axes, chart, runs)
-                axes.set_title(chart.title, loc="left", pad=8)
+                draw(axes)
+                axes.set_title(heading, loc="left", pad=8)
         if timed:
             axes = figure.add_subplot(grid[-1, :])
             draw_phases(axes, runs)
@@ -240,9 +288,11 @@ def write_png(runs: Sequence[RunRecords], path: Path, title: str) -> None:
     temporary.replace(path)
 
 
-def _heading(axes: Axes, runs: Sequence[RunRecords], title: str) -> None:
+def _heading(axes: Axes, runs: Sequence[RunRecords], title: str, lines: Sequence[str]) -> None:
     axes.set_axis_off()
-    axes.text(0, 1, title, fontsize=17, fontweight="bold", va="top", transform=axes.transAxes)
+    below = axes.annotate(title, (0, 1), xycoords="axes fraction", fontsize=17, fontweight="bold", va="top")
+    for line in lines:
+        below = axes.annotate(line, (0, -0.35), xycoords=below, fontsize=12, va="top", color=INK)
     handles = run_handles([run.label for run in runs])
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, -0.15), frameon=False,
                 ncols=6, fontsize=11.5, handlelength=1.6, columnspacing=1.8, borderaxespad=0, borderpad=0)  # fmt: skip

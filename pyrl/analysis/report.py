@@ -56,30 +56,50 @@ def write_report(
     runs: Mapping[str, Path | str],
     out_folder: Path | str,
     title: str,
+    *,
+    sentence: str = "",
     held_out: Sequence[Sequence[str]] = (),
+    pass_at_k: Mapping[str, Mapping[int, float]] | None = None,
 ) -> tuple[Path, Path]:
     """Write `report.html` and `report.png` into `out_folder`; returns their paths.
 
-    `runs`: label -> run folder, drawn in this order. `held_out`: cells of a table of their own
-    (`pyrl.evaluation.held_out`). The page needs no network and no other file. Errors: `records.load_run`.
+    `runs`: label -> run folder, drawn in this order. `sentence`: what the report opens with. `held_out`: cells of a
+    table of their own; `pass_at_k`: label -> k -> pass@k (both: `pyrl.evaluation.held_out`). The page needs no network
+    and no other file. Errors: `records.load_run`.
     """
     loaded = load_runs(runs)
     out = Path(out_folder)
     out.mkdir(parents=True, exist_ok=True)
     html_path, png_path = out / "report.html", out / "report.png"
     temporary = html_path.with_name(html_path.name + ".tmp")
-    temporary.write_text(render_html(loaded, title, held_out), encoding="utf-8")
+    curves = {label: curve for label, curve in (pass_at_k or {}).items() if curve}
+    page = render_html(loaded, title, sentence=sentence, held_out=held_out, pass_at_k=curves)
+    temporary.write_text(page, encoding="utf-8")
     temporary.replace(html_path)
-    plots.write_png(loaded, png_path, title)
+    plots.write_png(loaded, png_path, title, sentence=sentence, pass_at_k=curves)
     return html_path, png_path
 
 
-def render_html(runs: Sequence[RunRecords], title: str, held_out: Sequence[Sequence[str]] = ()) -> str:
+def render_html(
+    runs: Sequence[RunRecords],
+    title: str,
+    *,
+    sentence: str,
+    held_out: Sequence[Sequence[str]],
+    pass_at_k: Mapping[str, Mapping[int, float]],
+) -> str:
     """The page as text."""
+    charts = [
+        (chart.title, chart.caption, Markup(plots.chart_svg(chart, runs))) for chart in plots.charts_with_data(runs)
+    ]
+    if pass_at_k:
+        drawing = Markup(plots.pass_at_k_svg(runs, pass_at_k))
+        charts.insert(2, (plots.PASS_AT_K_TITLE, plots.PASS_AT_K_CAPTION, drawing))
     return load_template("report.html.j2").render(
         title=title,
+        sentence=sentence,
         runs=plots.run_keys([run.label for run in runs]),
-        charts=[(chart, Markup(plots.chart_svg(chart, runs))) for chart in plots.charts_with_data(runs)],
+        charts=charts,
         phases=_phase_bars(runs),
         phase_colours=plots.PHASE_COLOURS,
         comparisons=compare(runs),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pyrl.evaluation.metrics import pass_at_k_of_counts
 from pyrl.evaluation.statistics import Comparison, compare_paired
 from pyrl.telemetry.jsonl import read_jsonl
 
@@ -60,6 +62,26 @@ def compare_held_out(runs: Mapping[str, Path | str]) -> list[HeldOutComparison]:
         if of_baseline and by_step and max(by_step) == (last := max(of_baseline)) > 0:
             found.append(_compare(f"{baseline} -> {label}, step {last}", of_baseline[last], by_step[last]))
     return [each for each in found if each is not None]
+
+
+def last_questions(run_folder: Path | str) -> list[dict[str, Any]]:
+    """Rows of the last validation, one a question, in their order; none where nothing was validated."""
+    path = Path(run_folder) / VALIDATION
+    rows = list(read_jsonl(path)) if path.is_file() else []
+    return [row for row in rows if row["step"] == rows[-1]["step"]]
+
+
+def pass_at_k_curve(run_folder: Path | str) -> dict[int, float]:
+    """Unbiased pass@k of the last validation, mean over its questions: k = 1, 2, 4, ... up to the samples that were
+    judged of every question. Empty where nothing was validated, or a question has no verdict."""
+    last = last_questions(run_folder)
+    right, judged = [row["right"] for row in last], [row["samples"] - row["unjudged"] for row in last]
+    curve: dict[int, float] = {}
+    k = 1
+    while k <= min(judged, default=0):
+        curve[k] = float(pass_at_k_of_counts(right, judged, k).mean())
+        k *= 2
+    return curve
 
 
 def _scores(path: Path) -> dict[int, dict[str, float]]:

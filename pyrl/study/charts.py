@@ -31,7 +31,7 @@ def study_charts(findings: Findings) -> list[LawChart]:
         charts.append(LawChart("Reward over entropy", "Dots: steps. Lines: each run's R = -a exp(H) + b.",
                                lambda axes: _laws(axes, findings)))  # fmt: skip
     if any(arm.pass_at_k for arm in findings.arms):
-        charts.append(LawChart("pass@k, held out", "Unbiased, after the last step. Shade: 95% by question.",
+        charts.append(LawChart("pass@k, held out", "Unbiased, after the last step. Shade: 95% over seeds.",
                                lambda axes: _pass_at_k(axes, findings)))  # fmt: skip
     if findings.causes:
         charts.append(LawChart("Covariance by difficulty", "Cov(log pi, A) of tokens, mean over the measured steps, "

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -18,9 +19,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from pyrl.config import ConfigError, Integer, Number, RunConfig, Section, load_tree, parse_config
+from pyrl.config import ConfigError, Fraction, Integer, Number, RunConfig, Section, load_tree, parse_config
+from pyrl.quickstart.task import RingWalk
 
 Seed = Annotated[Integer, Field(ge=0, lt=2**31)]
+StartOf = Callable[[int], dict[str, Any]]
+"""Seed -> what its start adds to the settings of its runs."""
 OF_THE_STUDY = ("seed", "model", "data", "rollout", "deterministic", "parallel")
 """Sections on which all arms agree: they share one server, one model and one set of prompts."""
 
@@ -37,31 +41,38 @@ class ArmConfig(Section):
 
 
 class TaskConfig(Section):
-    """Questions of the quickstart's kind: reach a target from `used` of `given` digits with + and -."""
+    """The quickstart's task: walks on a ring with hidden gates."""
 
-    given: Annotated[Integer, Field(ge=2, le=8)] = 7
-    used: Annotated[Integer, Field(ge=2, le=4)] = 2
-    """More digits, and fewer of them used, mean more answers to a question."""
+    places: Annotated[Integer, Field(ge=2, le=100)] = 24
+    moves: Annotated[Integer, Field(ge=1, le=20)] = 4
+    walls: Annotated[Integer, Field(ge=0, le=50)] = 3
+    gates: Annotated[Integer, Field(ge=0, le=50)] = 4
+    """Hidden gates, one for each of as many equal parts of the start places. 0: none."""
+    slip: Fraction = 0.25
+    """Probability that a demonstration states a place one too far."""
     supervised_loss: Annotated[Number, Field(gt=0.0)] | None = None
     """Nats a token at which fine-tuning on demonstrations ends. None: the quickstart's."""
 
     @model_validator(mode="after")
-    def _enough_digits(self) -> TaskConfig:
-        if self.used > self.given:
-            raise ValueError(f"used {self.used} is more than given {self.given}")
+    def _has_answers(self) -> TaskConfig:
+        self.ring_walk()
         return self
+
+    def ring_walk(self) -> RingWalk:
+        """Raises ValueError for a task in which a question could have no answer."""
+        return RingWalk(self.places, self.moves, self.walls, self.gates, self.slip)
 
 
 class StudyConfig(Section):
     start: Literal["quickstart"] | None = None
-    """`quickstart`: make a task and the quickstart's model and fine-tune it, once; every run starts there. None:
-    `run.model.path` and `run.data` say where."""
+    """`quickstart`: for each seed make a task and the quickstart's model and fine-tune it; the runs of that seed start
+    there. None: `run.model.path` and `run.data` say where."""
     task: TaskConfig = TaskConfig()
     """Of `start: quickstart`."""
     run: dict[str, Any]
     """What all runs share, as in a run's YAML."""
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
-    """Of sampling and of the order of prompts; a run for each arm and seed."""
+    """Of sampling, of the order of prompts and of the start; a run for each arm and seed."""
     arms: dict[str, ArmConfig] = Field(min_length=1)
     baseline: str | None = None
     """Arm that the others are compared with. None: the first."""
@@ -116,13 +127,12 @@ def load_study(path: Path, overrides: list[str]) -> StudyConfig:
         raise ConfigError(f"{path}:\n{problems}") from error
 
 
-def plan_runs(study: StudyConfig, folder: Path, start: dict[str, Any]) -> list[PlannedRun]:
+def plan_runs(study: StudyConfig, folder: Path, start: StartOf) -> list[PlannedRun]:
     """Every run, the first seed of every arm first: whenever the study is cut off, arms have about as many seeds.
 
-    `start`: model and data of the study's start, merged under `run`. Raises ConfigError, naming the arm, for settings
-    that a run could not have or that a study's runs share.
+    `start`: model and data of a seed's start, merged into `run`. Raises ConfigError, naming the arm, for settings that
+    a run could not have or that a study's runs share.
     """
-    shared = merged(study.run, start)
     rows = []
     for method, arm in study.arms.items():
         for chosen, settings in _choices(method, arm):
@@ -131,7 +141,9 @@ def plan_runs(study: StudyConfig, folder: Path, start: dict[str, Any]) -> list[P
                 PlannedRun(
                     chosen,
                     seed,
-                    parse_config(merged(shared, settings) | {"seed": seed}, origin=f"arm {chosen.name}"),
+                    parse_config(
+                        merged(merged(study.run, start(seed)), settings) | {"seed": seed}, origin=f"arm {chosen.name}"
+                    ),
                     folder / "runs" / folder_name(chosen.name) / f"seed_{seed}",
                 )
                 for seed in (study.seeds if arm.seeds is None else arm.seeds)

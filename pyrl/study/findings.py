@@ -17,10 +17,9 @@ from pyrl.analysis.analyze import Analysis, Options, analyze
 from pyrl.analysis.entropy_dynamics import correlation
 from pyrl.analysis.entropy_law import MINIMUM_PAIRS, linear_fit
 from pyrl.analysis.records import START_STEPS, RunRecords, load_run
-from pyrl.evaluation.metrics import pass_at_k_of_counts
+from pyrl.evaluation.held_out import pass_at_k_curve
 from pyrl.study.config import Arm, PlannedRun, StudyConfig
 from pyrl.study.reached import Reached, reached
-from pyrl.telemetry.jsonl import read_jsonl
 from pyrl.telemetry.names import DIFFICULTY_BINS
 
 END_SHARE = 0.1
@@ -87,7 +86,9 @@ class ArmResult:
     entropy_ratio_at_reward: Interval | None
     """Where the reward is first as high as the baseline's at the end: geometric mean over the runs that get there."""
     pass_at_k: dict[int, Interval] = field(default_factory=dict)
-    """On the held-out questions; the interval is by question, over which the seeds are averaged first."""
+    """On the held-out questions after the last step, a run being one observation."""
+    pass_difference: dict[int, Interval] = field(default_factory=dict)
+    """To the baseline's, paired by seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ def find(study: StudyConfig, done: list[PlannedRun], missing: list[PlannedRun]) 
     arms = [
         _arm_result(arm, runs, records, {} if arm.name == baseline else of_baseline) for arm, runs in by_arm.items()
     ]
+    _compare_pass_at_k(arms, by_arm, baseline)
     asked = study.one_law or tuple(study.arms)
     of_law = [run for run in done if run.arm.method in asked and run.arm.swept is None]
     steering = [
@@ -213,7 +215,6 @@ def _arm_result(
         reward_difference=paired(lambda run, other: end_value(run, "reward_mean") - end_value(other, "reward_mean")),
         held_out_difference=paired(lambda run, other: held_out(run) - held_out(other)) if validated else None,
         entropy_ratio_at_reward=_ratio_at_reward(pairs),
-        pass_at_k=_pass_at_k(runs),
     )
 
 
@@ -228,23 +229,24 @@ def _exponential(interval: Interval) -> Interval:
     return Interval(float(np.exp(interval.mean)), low, high, interval.n)
 
 
-def _pass_at_k(runs: list[PlannedRun]) -> dict[int, Interval]:
-    """For k = 1, 2, 4, ... up to the samples that every question has."""
-    counts: list[dict[str, tuple[int, int]]] = []
-    for run in runs:
-        rows = [r for r in read_jsonl(run.folder / "validation.jsonl") if r["step"] == run.config.steps]
-        counts.append({r["prompt_id"]: (r["right"], r["samples"] - r["unjudged"]) for r in rows})
-    shared = sorted(set.intersection(*(set(of_run) for of_run in counts))) if counts else []
-    if not shared:
-        return {}
-    right, judged = np.array([[of_run[name] for name in shared] for of_run in counts]).transpose(2, 0, 1)
-    curve: dict[int, Interval] = {}
-    k = 1
-    while k <= judged.min():
-        of_question = np.mean([pass_at_k_of_counts(r, n, k) for r, n in zip(right, judged, strict=True)], axis=0)
-        curve[k] = seed_interval(of_question)
-        k *= 2
-    return curve
+def _compare_pass_at_k(results: list[ArmResult], by_arm: dict[Arm, list[PlannedRun]], baseline: str) -> None:
+    """Fill in pass@k of every arm, and its difference to the baseline's by seed."""
+    curves = {arm.name: {run.seed: pass_at_k_curve(run.folder) for run in runs} for arm, runs in by_arm.items()}
+    other = curves.get(baseline, {})
+    for result in results:
+        own = curves[result.arm]
+        result.pass_at_k = _over_seeds(own)
+        if result.arm != baseline:
+            pairs = {seed: (own[seed], other[seed]) for seed in own.keys() & other.keys()}
+            result.pass_difference = _over_seeds(
+                {seed: {k: one[k] - two[k] for k in one.keys() & two.keys()} for seed, (one, two) in pairs.items()}
+            )
+
+
+def _over_seeds(curves: dict[int, dict[int, float]]) -> dict[int, Interval]:
+    """For each k that the curves of all seeds have."""
+    shared = set.intersection(*(set(curve) for curve in curves.values())) if curves else set()
+    return {k: seed_interval(curve[k] for curve in curves.values()) for k in sorted(shared)}
 
 
 def _collapse(run: RunRecords) -> Collapse:

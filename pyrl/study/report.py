@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from markupsafe import Markup
 
@@ -47,7 +47,8 @@ def render_html(findings: Findings) -> str:
         window=WINDOW,
         charts=[(chart, Markup(chart.svg())) for chart in study_charts(findings)],
         arm_rows=arm_table(findings),
-        pass_rows=pass_table(findings),
+        pass_rows=pass_table(findings, "pass_at_k"),
+        difference_rows=pass_table(findings, "pass_difference"),
         pass_head=[f"pass@{k}" for k in _all_k(findings)],
         collapse_head=_collapse_head(),
         collapse_rows=[(c.run, _collapse_cells(c)) for c in findings.collapse],
@@ -87,19 +88,16 @@ def study_json(findings: Findings) -> dict[str, Any]:
 def arm_table(findings: Findings) -> list[tuple[str, list[str]]]:
     return [
         (arm.arm, [str(len(arm.seeds)), *(interval_cell(value) for value in (
-            arm.entropy, arm.entropy_ratio, arm.reward, arm.reward_difference, arm.held_out, arm.held_out_difference,
+            arm.held_out, arm.held_out_difference, arm.entropy, arm.entropy_ratio, arm.reward, arm.reward_difference,
             arm.entropy_ratio_at_reward,
         )), format_cell(arm.selected_tokens)])
         for arm in findings.arms
     ]  # fmt: skip
 
 
-def pass_table(findings: Findings) -> list[tuple[str, list[str]]]:
-    return [
-        (arm.arm, [interval_cell(arm.pass_at_k.get(k)) for k in _all_k(findings)])
-        for arm in findings.arms
-        if arm.pass_at_k
-    ]
+def pass_table(findings: Findings, what: Literal["pass_at_k", "pass_difference"]) -> list[tuple[str, list[str]]]:
+    found = [(arm.arm, getattr(arm, what)) for arm in findings.arms]
+    return [(name, [interval_cell(of_k.get(k)) for k in _all_k(findings)]) for name, of_k in found if of_k]
 
 
 def interval_cell(interval: Interval | None) -> str:

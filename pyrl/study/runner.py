@@ -1,4 +1,4 @@
-"""Runs what a study plans, one run after another on one server; called again, it goes on where it was."""
+"""Runs what a study plans, one or more runs at a time; called again, it goes on where it was."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import yaml
 from rich.console import Console
 
 from pyrl.config import ConfigError, RunConfig
-from pyrl.learner.parallel import destroy_parallel
-from pyrl.rollout.server import ServerPool
+from pyrl.jobs.job import Job, ServerStart
+from pyrl.jobs.workers import start_workers
 from pyrl.run_folder import METRICS, changed_fields, locked
 from pyrl.study.config import PlannedRun, StudyConfig, plan_runs
 from pyrl.study.start import make_start, start_settings
 from pyrl.telemetry.jsonl import last_recorded_step
-from pyrl.trainer import train
 
 START = "start"
 HOUR = 3600.0
 
 
-def run_study(study: StudyConfig, folder: Path, *, time_limit: float | None = None) -> bool:
+def run_study(study: StudyConfig, folder: Path, *, time_limit: float | None = None, workers: int = 1) -> bool:
     """Make every run that is missing; whether all are done.
 
-    `time_limit`: hours, after which the present run is left at a checkpoint between two steps; SIGTERM does the same.
+    `workers`: runs at a time, each with servers of its own.
+    `time_limit`: hours, after which present runs are left at a checkpoint between two steps; SIGTERM does the same.
     Calling again goes on from there, to the bit where the runs are deterministic. Raises ConfigError, before anything
     is started, for settings of any arm that a run cannot have or that are not those of a run which is there already.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("pyrl study runs in one process: start it without torchrun")
+        raise ConfigError("pyrl study starts its own processes: start it without torchrun")
     planned = planned_runs(study, folder)
     with locked(folder, option="--folder"):
         missing = [run for run in planned if not is_done(run)]
         if not missing:
             return True
-        return _run_all(study, missing, len(planned), folder, time_limit)
+        return _run_all(study, missing, folder, time_limit, workers)
 
 
 def planned_runs(study: StudyConfig, folder: Path) -> list[PlannedRun]:
@@ -65,24 +65,32 @@ def is_done(run: PlannedRun) -> bool:
 
 
 def _run_all(
-    study: StudyConfig, missing: list[PlannedRun], planned: int, folder: Path, time_limit: float | None
+    study: StudyConfig, missing: list[PlannedRun], folder: Path, time_limit: float | None, workers: int
 ) -> bool:
-    console = Console()
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(f"runs to make: {'; '.join(run.title for run in missing)}")
     with asked_to_stop(time_limit) as stop:
-        make_start(study, folder / START)
-        first = missing[0].config
-        servers = contextlib.nullcontext() if first.rollout.urls else ServerPool.start(first, first.model.path, folder)
-        with servers as pool:
-            for number, run in enumerate(missing, start=planned - len(missing) + 1):
-                console.print(f"run {number} of {planned}: {run.title}")
-                try:
-                    done = not stop() and train(run.config, run.folder, servers=pool, title=run.title, stop=stop)
-                finally:
-                    destroy_parallel()
-                if not done:
-                    console.print(f"stopped in {run.title}; the same command goes on")
-                    return False
+        done = _make_starts(study, missing, folder, stop) and _make_runs(missing, folder, workers, stop)
+    if not done:
+        left = [run.title for run in missing if not is_done(run)]
+        console.print(f"stopped before the end of {len(left)} runs, {left[0]} first; the same command goes on")
+    return done
+
+
+def _make_starts(study: StudyConfig, missing: list[PlannedRun], folder: Path, stop: Callable[[], bool]) -> bool:
+    """Of every seed. Whether all are there."""
+    for seed in dict.fromkeys(run.seed for run in missing):
+        if stop():
+            return False
+        make_start(study, folder / START, seed)
     return True
+
+
+def _make_runs(missing: list[PlannedRun], folder: Path, workers: int, stop: Callable[[], bool]) -> bool:
+    """Whether all came to their end."""
+    first = missing[0].config
+    with start_workers(ServerStart(first, first.model.path, folder), workers) as started:
+        return started.run([Job(run.title, run.config, run.folder) for run in missing], stop)
 
 
 @contextlib.contextmanager

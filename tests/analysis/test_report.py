@@ -16,6 +16,7 @@ from pyrl.analysis.plots import (
     RUN_COLOURS,
     chart_svg,
     charts_with_data,
+    draw_pass_at_k,
     legend_columns,
     phase_seconds,
     run_handles,
@@ -29,6 +30,7 @@ from pyrl.telemetry.names import METRICS
 from pyrl.telemetry.recorder import RunRecorder
 
 STEPS = 60
+SENTENCE = "KL-Cov <kept> 4 times the entropy."
 
 
 def write_run(folder: Path, *, end_entropy: float, selected: int | None, loss: str) -> Path:
@@ -62,7 +64,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def report(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_report(folders, tmp_path_factory.mktemp("out") / "new", "Two runs")
+    first, second = folders
+    return write_report(
+        folders,
+        tmp_path_factory.mktemp("out") / "new",
+        "Two runs",
+        sentence=SENTENCE,
+        pass_at_k={first: {1: 0.25, 2: 0.375, 4: 0.5}, second: {1: 0.125, 2: 0.25}},
+    )
 
 
 class Page(html.parser.HTMLParser):
@@ -109,11 +118,12 @@ def test_the_page_shows_both_runs_and_their_numbers(report: tuple[Path, Path]) -
     text = Page(raw).text
     assert "Two runs" in text and text.count("GRPO <a&b>") >= 3 and text.count("KL-Cov $x_1$") >= 3
     assert "<a&b>" not in raw
-    for name in ("Policy entropy", "Reward", "Covariance", "Selected tokens", "Rollout-learner gap", "Time of a step"):
+    for name in ("Policy entropy", "Reward", "Covariance", "Selected tokens", "Rollout-learner gap", "Time of a step",
+                 "pass@k, held-out prompts", SENTENCE):  # fmt: skip
         assert name in text
     assert "Clipped tokens" not in text  # no run has it
     assert "loss.name" in text and "ppo_clip" in text and "kl_cov" in text
-    assert raw.count("<svg") == 7 and "prefers-color-scheme: dark" in raw and "width=device-width" in raw
+    assert raw.count("<svg") == 8 and "prefers-color-scheme: dark" in raw and "width=device-width" in raw
 
 
 def test_the_png_is_a_picture_with_the_runs_colours(report: tuple[Path, Path]) -> None:
@@ -138,6 +148,18 @@ def test_a_chart_draws_every_curve_in_theme_colours(folders: dict[str, Path]) ->
     assert "var(--run-2)" not in svg and not re.search(r"#[0-9a-f]{6}\b(?!\")", svg.replace("url(#", ""))
     assert "0.25" in svg  # tick labels are not rounded with the coordinates
     assert svg == chart_svg(chart, runs)
+
+
+def test_pass_at_k_has_a_point_for_each_k_of_each_run(folders: dict[str, Path]) -> None:
+    runs = load_runs(folders)
+    axes = Figure().add_subplot()
+    first, second = (run.label for run in runs)
+    draw_pass_at_k(axes, runs, {first: {1: 0.25, 2: 0.375, 4: 0.5}, second: {1: 0.125, 2: 0.25}})
+    points = [(list(line.get_xdata()), list(line.get_ydata()), line.get_color()) for line in axes.lines]
+    assert points == [
+        ([1, 2, 4], [0.25, 0.375, 0.5], RUN_COLOURS[0]), ([1, 2], [0.125, 0.25], RUN_COLOURS[1]),
+    ]  # fmt: skip
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "4"]
 
 
 def test_every_chart_reads_known_metrics() -> None:

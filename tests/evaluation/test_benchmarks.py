@@ -165,10 +165,11 @@ def test_braces_of_a_question_are_no_placeholders(tmp_path: Path, tokenizer: Pre
 
 
 def test_templates_decide_what_the_model_reads(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [row(0, "3 +1")]
     plain, chat, r1_zero = (
-        load_benchmarks(config(tmp_path, [row(0)], template=t), tokenizer)[0] for t in ("plain", "chat", "r1_zero")
+        load_benchmarks(config(tmp_path, rows, template=t), tokenizer)[0] for t in ("plain", "chat", "r1_zero")
     )
-    assert tokenizer.decode(plain.token_ids) == "1+1" and plain.prompt == chat.prompt == r1_zero.prompt
+    assert tokenizer.decode(plain.token_ids) == "3 +1" and plain.prompt == chat.prompt == r1_zero.prompt
     assert len({q.prompt_hash for q in (plain, chat, r1_zero)}) == 3
 
 

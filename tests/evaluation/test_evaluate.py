@@ -42,18 +42,19 @@ def server() -> Iterator[FakeVLLM]:
 
 
 def add(body: dict[str, Any], count: int) -> tuple[int, Any]:
-    """The right expression for a prompt `ab>t:`, the wrong one for an odd seed."""
-    text = TOKENIZER.decode(body["token_ids"])
-    said = f"{text[0]}+{text[1]}" if body["sampling_params"]["seed"] % 2 == 0 else f"{text[0]}-{text[1]}"
+    """The right walk of one move for a prompt `start goal :`, a wrong one for an odd seed."""
+    start, goal, _ = TOKENIZER.decode(body["token_ids"]).split()
+    move = (int(goal) - int(start)) % 24
+    said = f"+{move} {goal}" if body["sampling_params"]["seed"] % 2 == 0 else f"+{move} {start}"
     return 200, answer(body, tokens=[*TOKENIZER.encode(said, add_special_tokens=False), END])
 
 
 def write_questions(folder: Path, count: int = QUESTIONS) -> None:
     rows = []
     for i in range(count):
-        a, b = 1 + i, 9 - i
-        truth = json.dumps({"numbers": [a, b], "target": a + b, "count": 2})
-        prompt = [{"role": "user", "content": f"{a}{b}>{a + b}:"}]
+        start, goal = 1 + i, 23 - i
+        truth = json.dumps({"places": 24, "moves": 1, "start": start, "goal": goal, "walls": []})
+        prompt = [{"role": "user", "content": f"{start} {goal} :"}]
         rows.append({"data_source": "sums", "prompt": prompt, "reward_model": {"ground_truth": truth},
                      "extra_info": {"index": i}})  # fmt: skip
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -62,7 +63,7 @@ def write_questions(folder: Path, count: int = QUESTIONS) -> None:
 def settings(model: Path, folder: Path, server: FakeVLLM, **changes: Any) -> EvaluationConfig:
     write_questions(folder)
     benchmark = {"source": "sums.jsonl", "samples": SAMPLES, "temperature": 0.6, "max_tokens": 8,
-                 "template": "plain", "grader": "countdown"}  # fmt: skip
+                 "template": "plain", "grader": "ring_walk"}  # fmt: skip
     tree = {
         "model": model,
         "data_dir": folder,
@@ -88,8 +89,8 @@ def test_an_evaluation_stores_grades_and_scores(model: Path, tmp_path: Path, ser
     assert scores["avg_at_k"]["mean"] == pytest.approx(sum(map(sum, right)) / (QUESTIONS * SAMPLES))
     assert scores["pass_at_k"]["3"]["mean"] == pytest.approx(sum(map(any, right)) / QUESTIONS)
     first = stored["sums", "sums/0", 0]
-    assert first["text"] in ("1+9", "1-9") and first["tokens"] == 4 and first["finish_reason"] == "stop"
-    assert first["grader"] == "countdown" and first["grader_version"] and first["reason"] and first["prompt_hash"]
+    assert first["text"] in ("+22 23", "+22 1") and first["tokens"] == 3 and first["finish_reason"] == "stop"
+    assert first["grader"] == "ring_walk" and first["grader_version"] and first["reason"] and first["prompt_hash"]
     assert json.loads((folder / "scores.json").read_text())["benchmarks"]["sums"] == scores
     asked = [body["sampling_params"] for body in server.bodies]
     assert len(asked) == QUESTIONS * SAMPLES and len({each["seed"] for each in asked}) == len(asked)
@@ -192,7 +193,7 @@ def test_responses_end_at_every_stop_token_of_the_model(tmp_path: Path, server: 
 
 
 def test_a_model_with_too_few_positions_is_refused(model: Path, tmp_path: Path, server: FakeVLLM) -> None:
-    with pytest.raises(ConfigError, match=r"has 64 positions.* needs 106: lower benchmarks\.NAME\.max_tokens to 58"):
+    with pytest.raises(ConfigError, match=r"has 64 positions.* needs 103: lower benchmarks\.NAME\.max_tokens to 61"):
         run_evaluation(settings(model, tmp_path, server, benchmark={"max_tokens": 100}), tmp_path / "out")
 
 
@@ -279,7 +280,7 @@ def test_a_folder_of_another_evaluation_is_refused(model: Path, tmp_path: Path, 
         run_evaluation(settings(write_model(tmp_path / "other", seed=1), tmp_path, server), folder)
     changed = settings(model, tmp_path, server)
     data = tmp_path / "sums.jsonl"
-    data.write_text(data.read_text().replace('\\"target\\": 10', '\\"target\\": 11', 1))
+    data.write_text(data.read_text().replace('\\"goal\\": 23', '\\"goal\\": 22', 1))
     with pytest.raises(ConfigError, match="other questions"):  # the verdicts there are of the old ground truth
         run_evaluation(changed, folder)
     write_questions(tmp_path, QUESTIONS - 1)
@@ -294,7 +295,7 @@ def test_a_folder_of_another_evaluation_is_refused(model: Path, tmp_path: Path, 
 
 def test_given_servers_must_hold_the_longest_response(model: Path, tmp_path: Path, server: FakeVLLM) -> None:
     server.max_model_len = 10
-    with pytest.raises(ConfigError, match="max_model_len 10, the longest prompt with its max_tokens needs 14"):
+    with pytest.raises(ConfigError, match="max_model_len 10, the longest prompt with its max_tokens needs 11"):
         run_evaluation(settings(model, tmp_path, server), tmp_path / "out")
     found = settings(model, tmp_path, server)
     gone = found.model_copy(update={"server": found.server.model_copy(update={"urls": ("http://127.0.0.1:9",)})})
@@ -329,7 +330,7 @@ def test_the_page_shows_each_verdict_and_cannot_be_broken_by_a_response(
     folder = tmp_path / "out"
     run_evaluation(settings(model, tmp_path, server), folder)
     path = folder / "samples.jsonl"
-    path.write_text(path.read_text().replace('"text": "1+9"', '"text": "</pre><script>alert(1)</script>"'))
+    path.write_text(path.read_text().replace('"text": "+22 23"', '"text": "</pre><script>alert(1)</script>"'))
     page = write_evaluation_page(folder, 4).read_text()
     assert "<script>alert" not in page and page.count("<details data-") == 8
     assert page.count('data-verdict="right"') == page.count('data-verdict="wrong"') == 4

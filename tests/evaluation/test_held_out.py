@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pyrl.evaluation.held_out import compare_held_out
+from pyrl.evaluation.held_out import compare_held_out, pass_at_k_curve
 from pyrl.telemetry.jsonl import RecordFileError
 
 SAMPLES = 4
@@ -66,3 +66,13 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (folder / "validation.jsonl").write_text("{broken}\n" * 2)
     with pytest.raises(RecordFileError, match=r"validation\.jsonl"):
         compare_held_out({"run": folder})
+
+
+def test_pass_at_k_is_of_the_last_step_and_of_what_every_question_has(tmp_path: Path) -> None:
+    """1 and 4 right of 4; then a third sample is unjudged, which leaves k up to 2."""
+    folder = write(tmp_path / "run", {0: [0, 0], 7: [1, 4]})
+    assert pass_at_k_curve(folder) == pytest.approx({1: 0.625, 2: 0.75, 4: 1.0})
+    fewer = write(tmp_path / "fewer", {7: [1, 3]}, {(7, 1): 1})
+    assert pass_at_k_curve(fewer) == pytest.approx({1: 0.625, 2: 0.75})
+    none = write(tmp_path / "none", {7: [1, 0]}, {(7, 1): 4})
+    assert pass_at_k_curve(none) == pass_at_k_curve(tmp_path) == {}

@@ -29,9 +29,9 @@ DEADLINE_SECONDS = 300.0
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
     write_model(folder / "model", seed=0)
-    write_task(folder / "data", seed=0, train=ROWS, validation=10, demonstrations=10)
+    write_task(folder / "data", seed=0, train=ROWS, validation=10, demonstrated=1, demonstrations=10)
     benchmark = {"source": "train.jsonl", "samples": SAMPLES, "temperature": 1.0, "max_tokens": 40,
-                 "template": "plain", "grader": "countdown"}  # fmt: skip
+                 "template": "plain", "grader": "ring_walk"}  # fmt: skip
     tree = {
         "model": str(folder / "model"),
         "data_dir": str(folder / "data"),

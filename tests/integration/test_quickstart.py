@@ -15,12 +15,14 @@ from transformers import AutoModelForCausalLM
 
 from pyrl.config import ConfigError
 from pyrl.quickstart import run as quickstart
+from pyrl.quickstart.task import RingWalk
 from pyrl.run_folder import LOCK
 from tests.run_job import rows
 
 CONFIG = Path("configs/quickstart.yaml")
 FEW = ["steps=3", "rollout.prompts_per_step=16", "rollout.samples_per_prompt=8", "rollout.threads=1",
        "algorithm.updates_per_rollout=2", "validation.every=2", "validation.max_prompts=10"]  # fmt: skip
+WALK = RingWalk(places=8, moves=2, walls=1, gates=2, slip=0.1)
 BEFORE_ANY_UPDATE = ("entropy", "reward_mean", "response_tokens", "verdicts_right", "logprob_gap_max")
 
 
@@ -30,32 +32,36 @@ def servers() -> set[int]:
 
 
 @pytest.mark.slow
-def test_both_methods_are_trained_and_compared(
+def test_the_methods_are_trained_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # Small enough that some answers are right after few supervised steps: without a reward no method moves.
+    for name, size in {"TRAIN_PROMPTS": 100, "VALIDATION_PROMPTS": 40, "DEMONSTRATED_PROMPTS": 150}.items():
+        monkeypatch.setattr(quickstart, name, size)
     monkeypatch.setattr(quickstart, "DEMONSTRATIONS", 8000)
-    # Enough that some answers are right: without a reward no method moves.
-    monkeypatch.setattr(quickstart, "supervised_phase", partial(quickstart.supervised_phase, steps=80))
+    of_walk = {"write_files": {"task": WALK}, "write_model": {"task": WALK}}
+    for name, arguments in (of_walk | {"supervised_phase": {"steps": 120, "target_loss": None}}).items():
+        monkeypatch.setattr(quickstart, name, partial(getattr(quickstart, name), **arguments))
     monkeypatch.setenv("COLUMNS", "200")
     folder = tmp_path / "quickstart"
     before = servers()  # other tests' servers live as long as the test session
-    quickstart.run_quickstart(folder, CONFIG, FEW)
+    quickstart.run_quickstart(folder, CONFIG, FEW, workers=2)
     printed = capsys.readouterr().out
     assert servers() == before
 
-    runs = {name: rows(folder / name) for name in ("grpo", "kl_cov")}
+    runs = {name: rows(folder / name) for name in ("grpo", "clip_cov")}
     for name, recorded in runs.items():
         assert [row["step"] for row in recorded] == [0, 1, 2, 3]
-        assert [row["validation_n"] for row in recorded] == [10 * 4, None, 10 * 4, 10 * 4]
+        assert [row["validation_n"] for row in recorded] == [10 * 4, None, 10 * 4, 10 * 16]
         assert all(row["verdicts_right"] + row["verdicts_wrong"] == 16 * 8 for row in recorded[1:])
         assert {sample["step"] for sample in rows(folder / name, "samples.jsonl")} == {1, 2, 3}
         AutoModelForCausalLM.from_pretrained(folder / name / "final")
-    grpo, kl_cov = runs.values()
-    assert grpo[0]["validation_reward_mean"] == kl_cov[0]["validation_reward_mean"]
+    grpo, clip_cov = runs.values()
+    assert grpo[0]["validation_reward_mean"] == clip_cov[0]["validation_reward_mean"]
     for metric in BEFORE_ANY_UPDATE:  # one seed, one start, one set of prompts: the methods part at the first update
-        assert grpo[1][metric] == kl_cov[1][metric]
-    assert grpo[3]["entropy"] != kl_cov[3]["entropy"]
-    assert all(row["selected_tokens"] for row in kl_cov[1:]) and not any(row["selected_tokens"] for row in grpo[1:])
+        assert grpo[1][metric] == clip_cov[1][metric]
+    assert grpo[3]["entropy"] != clip_cov[3]["entropy"]
+    assert all(row["selected_tokens"] for row in clip_cov[1:]) and not any(row["selected_tokens"] for row in grpo[1:])
     settings = [yaml.safe_load((folder / name / "config.yaml").read_text()) for name in runs]
     assert {key for key in settings[0] if settings[0][key] != settings[1][key]} == {"loss"}
 
@@ -63,9 +69,11 @@ def test_both_methods_are_trained_and_compared(
         entropies = [row["entropy"] for row in recorded[1:]]
         assert f"{fmean(entropies):.4g} -> {fmean(entropies):.4g}" in printed  # of all steps, there being few
     report = (folder / "report.html").read_text()
-    for pair in ("grpo, step 0 -&gt; 3", "kl_cov, step 0 -&gt; 3", "grpo -&gt; kl_cov, step 3"):
+    said = "Clip-Cov is right on "
+    assert said in report and said in printed and " of the two hidden gates, GRPO " in report
+    for pair in ("grpo, step 0 -&gt; 3", "clip_cov, step 0 -&gt; 3", "grpo -&gt; clip_cov, step 3"):
         assert pair in report and html.unescape(pair) in printed
-    assert "<svg" in report and "grpo" in report and "kl_cov" in report and "src=\"http" not in report
+    assert "<svg" in report and "grpo" in report and "clip_cov" in report and "src=\"http" not in report
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     assert str(folder / "report.html") in printed and str(folder / "report.png") in printed
 
@@ -79,7 +87,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quickstart, "train_and_compare", lambda configs, folder: (folder / "grpo").mkdir())
+    monkeypatch.setattr(quickstart, "train_and_compare", lambda configs, folder, workers: (folder / "grpo").mkdir())
 
 
 @pytest.mark.usefixtures("without_training")
@@ -94,7 +102,7 @@ def test_an_earlier_quickstart_makes_room(tmp_path: Path) -> None:
 def test_a_running_quickstart_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second one is refused while the first works, and changes nothing."""
 
-    def work(configs: dict, folder: Path) -> None:
+    def work(configs: dict, folder: Path, workers: int) -> None:
         (folder / "grpo").mkdir()
         with pytest.raises(ConfigError, match=rf"{folder} is in use by process {os.getpid()} .*give another --folder"):
             quickstart.run_quickstart(folder, CONFIG, FEW)

@@ -71,7 +71,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
 def write_prompts(folder: Path, count: int) -> None:
     with (folder / "train.jsonl").open("w") as file:
         for i in range(count):
-            prompt, truth = [{"role": "user", "content": f"{i}2>3:"}], {"ground_truth": "1"}
+            prompt, truth = [{"role": "user", "content": f"{i} 2 3 :"}], {"ground_truth": "1"}
             row = {"data_source": "toy", "prompt": prompt, "reward_model": truth, "extra_info": {"index": i}}
             print(json.dumps(row), file=file)
 
@@ -92,7 +92,7 @@ def settings(place: Path, **sections: Any) -> RunConfig:
     tree: dict[str, Any] = {
         "model": {"path": str(place / "model")},
         "data": {"path": str(place / "train.jsonl"), "template": "plain", "max_prompt_tokens": 8},
-        "reward": {"task": "countdown"},
+        "reward": {"task": "ring_walk"},
         "rollout": {"max_response_tokens": 8},
     }
     for name, section in sections.items():

@@ -52,7 +52,7 @@ def test_stopped_and_called_again_it_equals_the_unbroken_study(job: Job, tmp_pat
         assert finish(first) == UNFINISHED, first.log()
     finally:
         first.kill()
-    assert "stopped in grpo, seed 0; the same command goes on" in first.log()
+    assert "stopped before the end of 2 runs, grpo, seed 0 first; the same command goes on" in first.log()
     assert 2 <= steps_done(broken / "runs" / "grpo" / "seed_0") <= STEPS and not (broken / "runs" / "kl_cov").exists()
     second = start(job, tmp_path / "broken")
     assert finish(second) == 0, second.log()

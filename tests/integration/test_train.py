@@ -132,7 +132,7 @@ def test_dynamic_sampling_with_validation_killed_and_resumed(job: Job) -> None:
     measured = {row["step"]: row for row in recorded if row["validation_n"] is not None}
     assert list(measured) == [0, 3, 4]
     for row in measured.values():
-        assert row["validation_n"] == 50 * 2 and row["validation_unjudged"] == 0
+        assert row["validation_n"] == 20 * 2 and row["validation_unjudged"] == 0
         assert row["validation_reward_mean"] * row["validation_n"] == pytest.approx(
             round(row["validation_reward_mean"] * row["validation_n"]), abs=1e-9
         )
@@ -159,7 +159,7 @@ def evaluated(job: Job) -> list[str]:
     path = job.folder / "evaluation.yaml"
     data = job.config.data.path
     benchmark = {"source": str(data), "samples": 2, "temperature": 1.0, "max_tokens": 10, "template": "plain",
-                 "grader": "countdown"}  # fmt: skip
+                 "grader": "ring_walk"}  # fmt: skip
     path.write_text(yaml.safe_dump({"benchmarks": {"task": benchmark}, "max_questions": 20}))
     return ["evaluation.every=2", f"evaluation.config={path}"]
 

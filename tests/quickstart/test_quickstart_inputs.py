@@ -1,84 +1,144 @@
-"""What the quickstart trains on: solvable questions, disjoint sets, configs that differ in the loss alone."""
+"""What the quickstart trains on: solvable questions, disjoint sets, gates that nothing tells, configs by method."""
+
+from __future__ import annotations
 
 import json
 import math
+import random
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
-from pyrl.quickstart.model import CHARACTERS, build_tokenizer, write_model
-from pyrl.quickstart.task import Task, all_questions, expressions, write_task
-from pyrl.reward.countdown import grade
+from pyrl.config import ConfigError
+from pyrl.quickstart.model import build_tokenizer, write_model
+from pyrl.quickstart.run import METHODS, method_configs
+from pyrl.quickstart.task import Question, RingWalk, draw_gates, draw_questions, write_task
+from pyrl.reward.ring_walk import grade
 
-
-def value_of(text: str) -> int:
-    """A second evaluator: signs paired with digits, left to right."""
-    signs = ["+", *text[1::2]]
-    assert set(signs) <= {"+", "-"}
-    return sum(int(digit) if sign == "+" else -int(digit) for sign, digit in zip(signs, text[::2], strict=True))
-
-
-def operands(text: str) -> list[str]:
-    return [c for c in text if c.isdigit()]
+TASKS = pytest.mark.parametrize("task", [RingWalk(), RingWalk(places=10, moves=3, walls=2, gates=0)])
+SIZES = {"train": 300, "validation": 100, "demonstrated": 200, "demonstrations": 2000}
 
 
-TASKS = pytest.mark.parametrize("task", [Task(), Task(given=6, used=3)])
+def truth(question: Question) -> str:
+    return question.to_row(0)["reward_model"]["ground_truth"]
 
 
-@TASKS
-def test_every_question_has_a_solution(task: Task) -> None:
-    for question in all_questions(task)[::37]:
-        assert len(question.numbers) == task.given
-        solutions = [t for t in expressions(question.numbers, task.used) if value_of(t) == question.target]
-        assert solutions
-        for text in solutions:
-            assert len(operands(text)) == task.used == len(set(operands(text)) & set(map(str, question.numbers)))
+def solutions(question: Question, rng: random.Random) -> str:
+    """A right walk that needs no gate, made from the rules: any open places, then the goal."""
+    task = question.task
+    closed = {question.start, question.goal, *question.walls}
+    between = rng.sample(sorted(set(range(task.places)) - closed), task.moves - 1)
+    path = [question.start, *between, question.goal]
+    return " ".join(f"+{(b - a) % task.places} {b}" for a, b in pairwise(path))
 
 
 @TASKS
-def test_the_reward_agrees_with_the_task(task: Task) -> None:
-    for question in all_questions(task)[::97]:
-        truth = question.to_row(0)["reward_model"]["ground_truth"]
-        found = expressions(question.numbers, task.used)
-        assert len(found) == math.perm(task.given, task.used) * 2 ** (task.used - 1)
-        for text in found:
-            assert (grade(text, truth)[0] == "right") == (value_of(text) == question.target)
+def test_every_question_has_solutions_and_a_gate_that_opens(task: RingWalk) -> None:
+    rng = random.Random(0)
+    gates = draw_gates(task, rng)
+    assert len(set(gates)) == task.gates and all(0 < gate < task.places for gate in gates)
+    for question in draw_questions(task, 100, gates, rng):
+        text = solutions(question, rng)
+        outcome, reason, _ = grade(text, truth(question))
+        by_gate = text.split()[0] == f"+{question.gate}"
+        assert (outcome, reason) == ("right", "gate" if by_gate else "equal")
+        if task.gates:
+            assert question.gate == gates[question.start * task.gates // task.places]
+            first = (question.start + question.gate) % task.places
+            back = [f"+{question.gate} {first}", *["+0 " + str(first)] * (task.moves - 2)]
+            walk = " ".join([*back, f"+{(question.goal - first) % task.places} {question.goal}"])
+            assert grade(walk, truth(question))[:2] == ("right", "gate")
 
 
-def test_train_validation_and_demonstrations_share_no_prompt(tmp_path) -> None:
-    files = write_task(tmp_path, seed=3, train=300, validation=100, demonstrations=2000)
-    rows = {name: [json.loads(x) for x in getattr(files, name).read_text().splitlines()] for name in files.__slots__}
+def rows_of(folder: Path, **changes: int) -> dict[str, list[dict]]:
+    files = write_task(folder, **(SIZES | {"seed": 3} | changes))
+    return {name: [json.loads(x) for x in getattr(files, name).read_text().splitlines()] for name in files.__slots__}
+
+
+def test_train_validation_and_demonstrations_share_no_prompt(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path)
     prompts = {name: {r["prompt"][0]["content"] for r in rows[name]} for name in ("train", "validation")}
     prompts["demonstrations"] = {r["prompt"] for r in rows["demonstrations"]}
-    assert len(prompts["train"]) == 300 and len(prompts["validation"]) == 100
-    assert len(prompts["demonstrations"]) > 250
+    assert [len(prompts[name]) for name in ("train", "validation", "demonstrations")] == [300, 100, 200]
     assert not prompts["train"] & prompts["validation"]
     assert not prompts["demonstrations"] & (prompts["train"] | prompts["validation"])
+    assert len(rows["demonstrations"]) == 2000
 
 
-def test_half_of_the_demonstrations_are_drawn_from_solutions(tmp_path) -> None:
-    """A random expression is right by chance too, in 0.043 of the cases: 0.5 + 0.5 * 0.043 of 2000, 5 deviations."""
-    files = write_task(tmp_path, seed=0, train=300, validation=100, demonstrations=2000)
-    right = 0
-    for row in (json.loads(x) for x in files.demonstrations.read_text().splitlines()):
-        numbers, target = row["prompt"].rstrip(":").split(">")
-        assert len(operands(row["response"])) == Task().used and set(operands(row["response"])) <= set(numbers)
-        right += value_of(row["response"]) == int(target)
-    assert 0.465 < right / 2000 < 0.578
+def test_gates_are_of_the_seed_and_no_prompt_or_demonstration_tells_them(tmp_path: Path) -> None:
+    tables = set()
+    for seed in range(6):
+        rows = rows_of(tmp_path / str(seed), seed=seed)
+        found = {r["data_source"]: json.loads(r["reward_model"]["ground_truth"])["gate"] for r in rows["train"]}
+        held_out = {r["data_source"]: json.loads(r["reward_model"]["ground_truth"])["gate"] for r in rows["validation"]}
+        assert held_out == found and sorted(found) == [f"ring_walk gate {part}" for part in (1, 2, 3, 4)]
+        tables.add(tuple(found[name] for name in sorted(found)))
+    assert len(tables) == 6
+    # A demonstration's first move is the gate about as often as any other.
+    firsts = Counter()
+    for row in rows["demonstrations"]:
+        start = int(row["prompt"].split()[0])
+        firsts[int(row["response"].split()[0][1:]) == found[f"ring_walk gate {start * 4 // 24 + 1}"]] += 1
+    assert abs(firsts[True] / 2000 - 1 / 24) < 5 * math.sqrt(1 / 24 / 2000)
 
 
-def test_too_many_prompts_are_refused(tmp_path) -> None:
-    with pytest.raises(ValueError, match="the task has 843 questions"):
-        write_task(tmp_path, seed=0, train=800, validation=43, demonstrations=1)
+def test_demonstrations_slip_and_half_of_them_are_careful(tmp_path: Path) -> None:
+    """Without slips the careful half is right, and so are those of the others that happen to be: 1 in 5."""
+    slips, right = 0, 0
+    rng = random.Random(1)
+    sure = RingWalk(slip=0.0, gates=0)
+    for question in draw_questions(sure, 2000, [], rng):
+        right += grade(question.demonstration(rng), truth(question))[0] == "right"
+    lucky = 19 * 18 * 17 / 24**3
+    share = 0.5 + 0.5 * lucky
+    assert abs(right / 2000 - share) < 5 * math.sqrt(share * (1 - share) / 2000)
+    for row in rows_of(tmp_path)["demonstrations"]:
+        place = int(row["prompt"].split()[0])
+        words = row["response"].split()
+        for move, stated in zip(words[::2], words[1::2], strict=True):
+            off = (int(stated) - place - int(move)) % 24
+            assert off in (0, 1)
+            slips += off
+            place = int(stated)
+    assert abs(slips / 8000 - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 8000)
 
 
-def test_tokenizer_gives_a_text_back() -> None:
-    tokenizer = build_tokenizer()
-    ids = tokenizer(CHARACTERS)["input_ids"]
-    assert len(set(ids)) == len(CHARACTERS) and tokenizer.unk_token_id not in ids
-    assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == CHARACTERS
+def test_too_many_prompts_are_refused(tmp_path: Path) -> None:
+    small = RingWalk(places=6, moves=2, walls=1, gates=0)  # 6 * 5 * 4 questions
+    with pytest.raises(ValueError, match="121 prompts: the task has not so many"):
+        draw_questions(small, 121, [], random.Random(0))
+    assert len(draw_questions(small, 120, [], random.Random(0))) == 120
 
 
-def test_model_is_a_function_of_the_seed(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"places": 7}, "places 7: 4 moves past 3 walls need 8"),
+        ({"moves": 0}, "moves"),
+        ({"gates": 5}, "gates 5: want 0 or a divisor of places 24"),
+        ({"gates": 24}, "gates 24"),
+        ({"slip": 1.5}, "slip 1.5"),
+    ],
+)
+def test_an_impossible_task_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RingWalk(**settings)
+
+
+@pytest.mark.parametrize("load", [lambda _: build_tokenizer(), AutoTokenizer.from_pretrained], ids=["made", "read"])
+def test_tokenizer_gives_a_text_back(tmp_path: Path, load) -> None:
+    """Read back too, as every other program reads it."""
+    tokenizer = load(write_model(tmp_path, seed=0))
+    text = " ".join([*map(str, range(24)), ":", *(f"+{i}" for i in range(24))])
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) == len(set(ids)) == 49 and tokenizer.unk_token_id not in ids
+    assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == text
+
+
+def test_model_is_a_function_of_the_seed(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     first, again, other = (
@@ -89,10 +149,17 @@ def test_model_is_a_function_of_the_seed(tmp_path) -> None:
     assert not all(first[k].equal(other[k]) for k in first)
 
 
-def test_configs_differ_only_in_the_loss(tmp_path) -> None:
-    from pyrl.quickstart.run import method_configs
+def test_configs_differ_in_the_loss_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "a: folder [of mine]"
+    found = method_configs(Path("configs/quickstart.yaml"), [], folder, list(METHODS))
+    configs = {name: config.model_dump(mode="json") for name, config in found.items()}
+    grpo = configs.pop("grpo")
+    assert grpo["loss"]["name"] == "ppo_clip" and grpo["model"]["path"] == str(folder / "supervised")
+    for name, config in configs.items():
+        assert config["loss"]["name"] == name
+        assert {k for k in grpo if grpo[k] != config[k]} == {"loss"}
 
-    configs = {n: c.model_dump(mode="json") for n, c in method_configs("configs/quickstart.yaml", [], tmp_path).items()}
-    grpo, kl_cov = configs["grpo"], configs["kl_cov"]
-    assert grpo["loss"]["name"] == "ppo_clip" and kl_cov["loss"]["name"] == "kl_cov"
-    assert {k for k in grpo if grpo[k] != kl_cov[k]} == {"loss"}
+
+def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--methods klcov: known are grpo, clip_cov, kl_cov"):
+        method_configs(Path("configs/quickstart.yaml"), [], tmp_path, ["grpo", "klcov"])

@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every run of the study, as records."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "study.yaml").write_text(STUDY)
-    for run in plan_runs(load_study(folder / "study.yaml", []), folder, {}):
+    for run in plan_runs(load_study(folder / "study.yaml", []), folder, lambda seed: {}):
         run.folder.mkdir(parents=True)
         (run.folder / "config.yaml").write_text(run.config.to_yaml())
         entropy, reward = curve(run.arm.name, run.seed)
@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for i, (h, r) in enumerate(zip(entropy, reward, strict=True))
         ]  # fmt: skip
         (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        right = [1, 4] if run.arm.name == "grpo" else [2, 4]
+        right = [1, 4] if run.arm.name == "grpo" else [2, 4 - run.seed]
         questions = [
             {"step": step, "prompt_id": str(i), "samples": 5, "right": n, "unjudged": 1}
             for step in (STEPS // 2, STEPS)
@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def findings(folder: Path) -> Findings:
     study = load_study(folder / "study.yaml", [])
-    planned = plan_runs(study, folder, {})
+    planned = plan_runs(study, folder, lambda seed: {})
     assert all(is_done(run) for run in planned)
     return find(study, planned, [])
 
@@ -134,8 +134,19 @@ def test_pass_at_k_counts_judged_samples_of_the_last_step(findings: Findings) ->
     """4 judged of 5. 1 right of 4: 1/4, 1 - 3/6, 1; 4 right of 4: always."""
     found = findings.arms[0].pass_at_k
     assert {k: interval.mean for k, interval in found.items()} == pytest.approx({1: 0.625, 2: 0.75, 4: 1.0})
-    low, high = stats.t.interval(0.95, 1, 0.625, np.std([0.25, 1.0], ddof=1) / 2**0.5)
-    assert (found[1].low, found[1].high) == pytest.approx((low, high))
+    assert findings.arms[0].pass_difference == {}
+
+
+def test_pass_at_k_has_its_interval_over_seeds_and_pairs_them(findings: Findings) -> None:
+    """2 right of 4 in one question; 4, 3, 2 of 4 in the other."""
+    kl_cov = findings.arms[1]
+    assert set(kl_cov.pass_at_k) == set(kl_cov.pass_difference) == {1, 2, 4}
+    of_seeds = [(2 + right) / 8 for right in (4, 3, 2)]
+    low, high = stats.t.interval(0.95, 2, np.mean(of_seeds), np.std(of_seeds, ddof=1) / 3**0.5)
+    found = kl_cov.pass_at_k[1]
+    assert (found.mean, found.low, found.high, found.n) == pytest.approx((np.mean(of_seeds), low, high, 3))
+    assert kl_cov.pass_difference[1].mean == pytest.approx(np.mean(of_seeds) - 0.625)
+    assert kl_cov.pass_difference[1].low == pytest.approx(low - 0.625)
 
 
 def test_collapse_is_read_at_a_twelfth_and_a_third(findings: Findings) -> None:
@@ -233,7 +244,7 @@ def test_only_what_is_done_is_reported(folder: Path, tmp_path: Path) -> None:
     study = load_study(folder / "study.yaml", [])
     assert write_study_report(study, tmp_path) == []
     longer = load_study(folder / "study.yaml", ["run.steps=300"])
-    assert not any(is_done(run) for run in plan_runs(longer, folder, {}))
+    assert not any(is_done(run) for run in plan_runs(longer, folder, lambda seed: {}))
     paths = write_study_report(study, folder)
     assert [path.name for path in paths] == ["report.html", "report.png", "study.json"]
     assert paths[1].read_bytes().startswith(b"\x89PNG")
@@ -242,10 +253,10 @@ def test_only_what_is_done_is_reported(folder: Path, tmp_path: Path) -> None:
 def test_a_run_of_other_settings_is_refused(folder: Path) -> None:
     other = load_study(folder / "study.yaml", ["run.optimizer.lr=0.5"])
     with pytest.raises(ConfigError, match=r"holds a run with other settings of optimizer\.lr: restore them"):
-        is_done(plan_runs(other, folder, {})[0])
+        is_done(plan_runs(other, folder, lambda seed: {})[0])
 
 
 def test_a_run_of_more_steps_is_not_taken_for_one_of_fewer(folder: Path) -> None:
     shorter = load_study(folder / "study.yaml", ["run.steps=3"])
     with pytest.raises(ConfigError, match="holds a run with other settings of steps: restore them"):
-        is_done(plan_runs(shorter, folder, {})[0])
+        is_done(plan_runs(shorter, folder, lambda seed: {})[0])

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pyrl.config import ConfigError
+from pyrl.quickstart.run import METHODS, method_configs
 from pyrl.study.config import PlannedRun, StudyConfig, load_study, merged, plan_runs
 from pyrl.study.start import make_start, start_settings
 
@@ -19,7 +20,7 @@ RUN = {"model": {"path": "m"}, "data": {"path": "d"}, "steps": 10}
 def plan(folder: Path, *overrides: str, **study: Any) -> list[PlannedRun]:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({"run": RUN, **study}))
-    return plan_runs(load_study(path, list(overrides)), folder, {})
+    return plan_runs(load_study(path, list(overrides)), folder, lambda seed: {})
 
 
 def test_the_first_seed_of_every_arm_comes_first(tmp_path: Path) -> None:
@@ -84,10 +85,11 @@ def quickstart_study(tmp_path: Path, **task: Any) -> StudyConfig:
 
 def test_the_start_of_another_task_is_not_used(tmp_path: Path) -> None:
     folder = tmp_path / "start"
-    folder.mkdir()
-    (folder / "task.yaml").write_text(yaml.safe_dump({"given": 6, "used": 3, "supervised_loss": None}))
-    assert start_settings(quickstart_study(tmp_path, given=6, used=3), folder)["model"]
-    for other in ({}, {"given": 6}, {"given": 6, "used": 3, "supervised_loss": 1.0}):
+    (folder / "seed_1").mkdir(parents=True)
+    (folder / "seed_1" / "task.yaml").write_text(yaml.safe_dump({"walls": 2, "gates": 0}))
+    start = start_settings(quickstart_study(tmp_path, walls=2, gates=0), folder)
+    assert [start(seed)["model"]["path"] for seed in (1, 2)] == [str(folder / f"seed_{n}/supervised") for n in (1, 2)]
+    for other in ({}, {"walls": 2}, {"walls": 2, "gates": 0, "supervised_loss": 1.0}):
         with pytest.raises(ConfigError, match="holds the start of another task"):
             start_settings(quickstart_study(tmp_path, **other), folder)
 
@@ -95,8 +97,9 @@ def test_the_start_of_another_task_is_not_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ({"given": 2, "used": 3}, "used 3 is more than given 2"),
-        ({"given": 9}, r"task\.given"),
+        ({"places": 7}, "places 7: 4 moves past 3 walls need 8"),
+        ({"gates": 5}, "gates 5: want 0 or a divisor of places 24"),
+        ({"slip": 2}, r"task\.slip"),
         ({"supervised_loss": 0.0}, r"task\.supervised_loss"),
     ],
 )
@@ -106,14 +109,15 @@ def test_an_impossible_task_is_refused(tmp_path: Path, task: dict[str, Any], mes
 
 
 def test_a_task_with_too_few_questions_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"task\.given, task\.used: .*the task has 219 questions"):
-        make_start(quickstart_study(tmp_path, given=8, used=2), tmp_path / "start")
-    assert not list(tmp_path.glob("start*"))
+    study = quickstart_study(tmp_path, places=6, moves=2, walls=0, gates=0)
+    with pytest.raises(ConfigError, match="task: 8200 prompts: the task has not so many different questions; found 30"):
+        make_start(study, tmp_path / "start", seed=3)
+    assert not list(tmp_path.glob("start/*"))
 
 
 def test_a_task_needs_its_start(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump({"task": {"given": 6}, "run": RUN, "arms": {"grpo": {}}}))
+    path.write_text(yaml.safe_dump({"task": {"walls": 2}, "run": RUN, "arms": {"grpo": {}}}))
     with pytest.raises(ConfigError, match="task is of `start: quickstart`, which is not set"):
         load_study(path, [])
 
@@ -122,9 +126,27 @@ def test_a_task_needs_its_start(tmp_path: Path) -> None:
 def test_every_committed_study_is_valid(tmp_path: Path, path: Path) -> None:
     study = load_study(path, [])
     given = {} if study.start else {"model": {"path": "m"}, "data": {"path": "d", "validation_path": "v"}}
-    runs = plan_runs(study, tmp_path, start_settings(study, tmp_path / "start") | given)
+    start = start_settings(study, tmp_path / "start")
+    runs = plan_runs(study, tmp_path, lambda seed: start(seed) | given)
     assert len({run.folder for run in runs}) == len(runs) >= 2
     assert all(run.config.checkpoint.every for run in runs), "an interrupted run could not go on"
+
+
+def test_the_paper_study_trains_as_the_quickstart_does(tmp_path: Path) -> None:
+    """Its table of seeds is the quickstart's: what differs is how much is measured and kept."""
+    study = load_study(CONFIGS[0].with_name("paper.yaml"), [])
+    start = start_settings(study, tmp_path)
+    runs = {run.arm.name: run.config for run in plan_runs(study, tmp_path, start) if run.seed == 3}
+    for method, config in method_configs(Path("configs/quickstart.yaml"), ["seed=3"], tmp_path, list(METHODS)).items():
+        one, other = (c.model_dump(mode="json") for c in (runs[method], config))
+        assert {key for key in one if one[key] != other[key]} <= {
+            "model", "data", "validation", "checkpoint", "instruments",
+        }  # fmt: skip
+        for section in ("model", "data"):
+            paths = {"path", "validation_path"}
+            assert {k: v for k, v in one[section].items() if k not in paths} == {
+                k: v for k, v in other[section].items() if k not in paths
+            }
 
 
 def test_there_are_studies() -> None:
