@@ -84,7 +84,7 @@ class ArmResult:
     reward_difference: Interval | None
     held_out_difference: Interval | None
     entropy_ratio_at_reward: Interval | None
-    """Where the reward is first as high as the baseline's at the end: geometric mean over the runs that get there."""
+    """Where each is first at the reward that the baseline ends with: geometric mean over the runs that get there."""
     pass_at_k: dict[int, Interval] = field(default_factory=dict)
     """On the held-out questions after the last step, a run being one observation."""
     pass_difference: dict[int, Interval] = field(default_factory=dict)
@@ -161,7 +161,7 @@ def find(study: StudyConfig, done: list[PlannedRun], missing: list[PlannedRun]) 
         collapse=[_collapse(run) for run in of_baseline.values()],
         flatness=[flatness(records[run.title]) for run in done],
         reached=[
-            reached(records[run.title], of_baseline[run.seed], end_value)
+            reached(records[run.title], of_baseline[run.seed])
             for run in done
             if run.arm.name != baseline and run.seed in of_baseline
         ],
@@ -219,7 +219,7 @@ def _arm_result(
 
 
 def _ratio_at_reward(pairs: list[tuple[RunRecords, RunRecords]]) -> Interval | None:
-    found = [reached(run, other, end_value).entropy_ratio for run, other in pairs]
+    found = [reached(run, other).entropy_ratio for run, other in pairs]
     logarithms = [float(np.log(ratio)) for ratio in found if ratio is not None]
     return _exponential(seed_interval(logarithms)) if logarithms else None
 

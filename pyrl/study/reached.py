@@ -5,7 +5,6 @@ At the end of a run the methods differ in entropy and in reward at once. This ho
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,23 +23,31 @@ class Reached:
 
     run: str
     reward: float
-    """The baseline's at its end."""
+    """The last value of the baseline's running mean."""
     step: int | None
     """Where the running mean of the reward first is as high; None, as the next two, where it never is."""
     entropy: float | None
     """Running mean there."""
     entropy_ratio: float | None
-    """To the baseline's at its end."""
+    """To the baseline's where its own running mean first is as high."""
 
 
-def reached(run: RunRecords, baseline: RunRecords, end_value: Callable[[RunRecords, str], float]) -> Reached:
-    """`end_value(run, metric)`: what a run ends with."""
-    wanted = end_value(baseline, "reward_mean")
-    steps, rewards = run.series("reward_mean")
-    places = np.flatnonzero(smooth(rewards, WINDOW) >= wanted)
-    if not places.size:
+def reached(run: RunRecords, baseline: RunRecords) -> Reached:
+    """Both by their first passage: what a run ends with has had more steps to fall."""
+    wanted = float(smooth(baseline.series("reward_mean")[1], WINDOW)[-1])
+    step = _first_step(run, wanted)
+    if step is None:
         return Reached(run.label, wanted, None, None, None)
-    step = int(steps[places[0]])
+    entropy = _entropy_at(run, step)
+    return Reached(run.label, wanted, step, entropy, entropy / _entropy_at(baseline, _first_step(baseline, wanted)))
+
+
+def _first_step(run: RunRecords, reward: float) -> int | None:
+    steps, rewards = run.series("reward_mean")
+    places = np.flatnonzero(smooth(rewards, WINDOW) >= reward)
+    return int(steps[places[0]]) if places.size else None
+
+
+def _entropy_at(run: RunRecords, step: int) -> float:
     measured, entropies = run.series("entropy")
-    entropy = float(np.interp(step, measured, smooth(entropies, WINDOW)))
-    return Reached(run.label, wanted, step, entropy, entropy / end_value(baseline, "entropy"))
+    return float(np.interp(step, measured, smooth(entropies, WINDOW)))

@@ -16,14 +16,15 @@ from pyrl.analysis.plots import run_keys
 from pyrl.analysis.report import format_cell, load_template
 from pyrl.study.charts import study_charts
 from pyrl.study.config import StudyConfig
+from pyrl.study.data import write_data
 from pyrl.study.findings import COLLAPSE_SHARES, Collapse, Findings, Flatness, Interval, find
 from pyrl.study.reached import WINDOW
 from pyrl.study.runner import is_done, planned_runs
 
 
 def write_study_report(study: StudyConfig, folder: Path) -> list[Path]:
-    """Write `report.html`, `report.png` and `study.json` of the runs that are done into `folder`; their paths, none
-    where no run is done."""
+    """Write `report.html`, `report.png`, `study.json` and the CSV files of `write_data` of the runs that are done into
+    `folder`; the paths of the first three, none where no run is done."""
     planned = planned_runs(study, folder)
     done = [run for run in planned if is_done(run)]
     if not done:
@@ -33,6 +34,7 @@ def write_study_report(study: StudyConfig, folder: Path) -> list[Path]:
     _write(paths[0], render_html(findings))
     write_sheet(study_charts(findings), [arm.arm for arm in findings.arms], paths[1])
     _write(paths[2], json.dumps(study_json(findings), indent=1, allow_nan=False) + "\n")
+    write_data(done, folder)
     return paths
 
 

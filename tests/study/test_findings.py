@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pyrl.analysis.records import RunRecords, load_run
 from pyrl.config import ConfigError
 from pyrl.study.charts import steering_charts
 from pyrl.study.config import load_study, plan_runs
-from pyrl.study.findings import Findings, Interval, SteeringPoint, end_value, find, flatness, seed_interval
+from pyrl.study.findings import Findings, Interval, SteeringPoint, find, flatness, seed_interval
 from pyrl.study.reached import Reached, reached
 from pyrl.study.report import render_html, study_json, write_study_report
 from pyrl.study.runner import is_done
@@ -52,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [
             {"step": i + 1, "entropy": h, "reward_mean": r, "validation_reward_mean": 0.5 if i + 1 == STEPS else None,
              "selected_tokens": 7 if "kl" in run.arm.name else None,
+             "entropy_change_measured": -0.5 if i % 3 == 0 else None, "cov_token_logp_adv": i,
              "entropy_change_by_difficulty": {"0": 0.0, "1": -2.0 * (i % 3)},
              "cov_token_logp_adv_by_difficulty": {"0": 1.0, "1": 1.0 * (i % 3)}}
             for i, (h, r) in enumerate(zip(entropy, reward, strict=True))
@@ -59,10 +61,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         right = [1, 4] if run.arm.name == "grpo" else [2, 4 - run.seed]
         questions = [
-            {"step": step, "prompt_id": str(i), "samples": 5, "right": n, "unjudged": 1}
+            {"step": step, "prompt_id": str(i), "source": "s", "samples": 5, "right": n, "unjudged": 1,
+             "reasons": {"equal": n, "wrong": 4 - n, "timed out": 1}}
             for step in (STEPS // 2, STEPS)
             for i, n in enumerate(right)
-        ]
+        ]  # fmt: skip
         (run.folder / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     return folder
 
@@ -104,20 +107,24 @@ def straight(folder: Path, label: str, entropy: np.ndarray, reward: np.ndarray) 
     return load_run(folder, label)
 
 
-def test_entropy_is_compared_where_the_reward_is_the_baselines(tmp_path: Path) -> None:
-    """Reward (step - 1) / 299 is first above 0.6 in step 181, where the entropy 1 - 0.003 (step - 1) is 0.46."""
+def test_entropy_is_compared_where_each_run_first_has_the_reward(tmp_path: Path) -> None:
+    """Reward (step - 1) / 299 is first above 0.6 in step 181, where the entropy 1 - 0.003 (step - 1) is 0.46. The
+    baseline has it from step 101 on, with an entropy of 0.5 that ends at 0.05."""
     ramp = np.arange(300)
-    baseline = straight(tmp_path / "a", "grpo, seed 0", np.full(300, 0.05), np.full(300, 0.6))
+    falling = np.interp(ramp, [0, 100, 299], [1.0, 0.5, 0.05])
+    baseline = straight(tmp_path / "a", "grpo, seed 0", falling, np.interp(ramp, [0, 100], [0.0, 0.6]))
     noise = np.where(ramp % 2 == 0, 0.3, -0.3)  # alone, step 2 would be high enough
     run = straight(tmp_path / "b", "kl_cov, seed 0", 1 - 0.003 * ramp, ramp / 299 + noise)
-    found = reached(run, baseline, end_value)
+    found = reached(run, baseline)
     assert found.run == "kl_cov, seed 0" and found.reward == pytest.approx(0.6)
     assert found.step == pytest.approx(181, abs=3)
-    assert found.entropy == pytest.approx(1 - 0.003 * (found.step - 1)) and found.entropy_ratio == pytest.approx(
-        found.entropy / 0.05
-    )
+    assert found.entropy == pytest.approx(1 - 0.003 * (found.step - 1))
+    itself = reached(baseline, baseline)
+    assert itself.step == pytest.approx(126, abs=1)  # where all of the running mean's window is past step 101
+    assert itself.entropy == pytest.approx(falling[125]) and itself.entropy_ratio == 1
+    assert found.entropy_ratio == pytest.approx(found.entropy / falling[125])
     low = straight(tmp_path / "c", "rloo, seed 0", np.full(300, 0.5), np.full(300, 0.59))
-    assert reached(low, baseline, end_value) == Reached("rloo, seed 0", found.reward, None, None, None)
+    assert reached(low, baseline) == Reached("rloo, seed 0", found.reward, None, None, None)
 
 
 def test_arms_say_how_much_entropy_is_left_at_the_baselines_reward(findings: Findings) -> None:
@@ -248,6 +255,35 @@ def test_only_what_is_done_is_reported(folder: Path, tmp_path: Path) -> None:
     paths = write_study_report(study, folder)
     assert [path.name for path in paths] == ["report.html", "report.png", "study.json"]
     assert paths[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_data_beside_the_report_give_its_tables_again(folder: Path, findings: Findings) -> None:
+    study = load_study(folder / "study.yaml", [])
+    (folder / "curves").mkdir(exist_ok=True)
+    (folder / "curves" / "of_an_older_report.csv").write_text("step\n")
+    write_study_report(study, folder)
+    curves = {path.stem: read_csv(path) for path in (folder / "curves").iterdir()}
+    assert sorted(curves) == sorted(f"{run.folder.parent.name}-seed_{run.seed}" for run in findings.done)
+    for run in findings.done:
+        rows = curves[f"{run.folder.parent.name}-seed_{run.seed}"]
+        entropy, reward = curve(run.arm.name, run.seed)
+        assert [float(row["entropy"]) for row in rows] == pytest.approx(entropy, rel=1e-3)
+        assert [float(row["reward_mean"]) for row in rows] == pytest.approx(reward, rel=1e-3)
+        measured = rows[::3]
+        assert [row["cov_token_logp_adv"] for row in measured] == [str(3 * i) for i in range(len(measured))]
+        assert {row["entropy_change_by_difficulty 1"] for row in measured} == {"-0"}
+        assert {row["cov_token_logp_adv"] + row["entropy_change_by_difficulty 1"] for row in rows[1::3]} == {""}
+    for arm in findings.arms:
+        name = next(run.folder.parent.name for run in findings.done if run.arm.name == arm.arm)
+        rows = [row for seed in arm.seeds for row in read_csv(folder / "held_out" / f"seed_{seed}.csv")]
+        shares = [int(row[f"{name} right"]) / int(row[f"{name} judged"]) for row in rows]
+        assert np.mean(shares) == pytest.approx(arm.pass_at_k[1].mean)
+        assert rows[0][f"{name} reasons"].split(" timed out:")[1] == "1" and rows[0]["source"] == "s"
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_a_run_of_other_settings_is_refused(folder: Path) -> None:
