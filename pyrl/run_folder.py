@@ -31,6 +31,7 @@ RESUMABLE_CHANGES = (
     "data.validation_path",
     "reward.workers",
     "reward.timeout_seconds",
+    "rollout.dynamic_sampling.max_refills",
     "rollout.urls",
     "rollout.request_timeout_seconds",
     "rollout.max_retries",
@@ -43,8 +44,8 @@ RESUMABLE_CHANGES = (
     "parallel.timeout_seconds",
     "parallel.threads",
 )
-"""Settings that a resumed run may have other than its checkpoint: where it runs and how long it waits, not what it
-computes. Of a deterministic run the thread counts themselves are compared (`stages.determinism`)."""
+"""Settings that a resumed run may have other than its checkpoint: where it runs, how long it waits and how often it
+tries, not what it computes. Of a deterministic run the thread counts themselves are compared (`stages.determinism`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +129,16 @@ def find_resume_point(config: RunConfig, folder: Path) -> ResumePoint | None:
     except (CheckpointError, RecordFileError) as error:
         raise ConfigError(str(error)) from error
     _check_settings(config, point)
-    if last_step is not None and last_step < point.state["step"]:
+    done = point.state["step"]
+    if config.steps < done:
         raise ConfigError(
-            f"{folder / METRICS} ends at step {last_step} but {checkpoint} is of step {point.state['step']}: records "
-            "are lost. Resume from an older checkpoint, or into a new --run-folder (checkpoint.resume)"
+            f"steps {config.steps}, but {checkpoint} has {done} steps done: ask for {done} or more, resume from an "
+            "earlier checkpoint (checkpoint.resume), or start anew in another run folder"
+        )
+    if last_step is not None and last_step < done:
+        raise ConfigError(
+            f"{folder / METRICS} ends at step {last_step} but {checkpoint} is of step {done}: records are "
+            " lost. Resume from an older checkpoint, or into a new --run-folder (checkpoint.resume)"
         )
     return point
 

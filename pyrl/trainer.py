@@ -47,6 +47,7 @@ from pyrl.stages.exchange import broadcast_from_rank_zero, gather_from_every_ran
 from pyrl.stages.improve import PolicyImprover
 from pyrl.stages.selected_sample import selected_row
 from pyrl.stages.validate import Validator
+from pyrl.telemetry.health import Health
 from pyrl.telemetry.progress import StepProgress
 from pyrl.telemetry.recorder import SUPERSEDED, RunRecorder, sample_row
 from pyrl.telemetry.running_fits import RunningFits
@@ -113,6 +114,7 @@ class Run:
     part_counts: dict[str, Any]
     """Of `determinism.part_counts`."""
     control: Control
+    health: Health
     step: int = 0
     """Rollout steps done; also the version of the current weights."""
     gradient_step: int = 0
@@ -165,6 +167,7 @@ class Run:
             tokenizer=tokenizer,
             part_counts=counts,
             control=build_control(config.loss, config.entropy_control),
+            health=Health(config, vocabulary=learner.policy.shape.vocab_size),
         )
         run._start_at(point)
         return run
@@ -203,6 +206,7 @@ class Run:
         }
         record |= collected.metrics() | metrics
         record |= self.fits.add(record)
+        record |= self.health.add(record)
         if self._due(self.config.validation.every):
             record |= self._validate()
         if self.evaluation is not None:
@@ -217,8 +221,7 @@ class Run:
             *(selected_row(step, token, collected, self.tokenizer.decode) for token in self.improver.selected_sample),
         ]
         self._write(record, samples)
-        self._warn_of_unjudged(record)
-        self._warn_of_spent_entropy(record)
+        self._warn(record)
         if self._due(self.config.checkpoint.every):
             with self.timers.phase("checkpoint"):  # in the next record: a checkpoint may not run ahead of its records
                 self.save()
@@ -245,6 +248,7 @@ class Run:
             "gradient_step": self.gradient_step,
             "cursor": self.cursor.state_dict(),
             "fits": self.fits.state_dict(),
+            "health": self.health.state_dict(),
             "entropy_control": self.control.state_dict(),
             "config": self.config.model_dump(mode="json"),
             "part_counts": self.part_counts,
@@ -266,6 +270,7 @@ class Run:
             self.step, self.gradient_step = state["step"], state["gradient_step"]
             self.cursor.load_state_dict(state["cursor"])
             self.fits.load_state_dict(state["fits"])
+            self.health.load_state_dict(state["health"])
             self.control.load_state_dict(state["entropy_control"])
             log.info("resumed from %s after step %d", point.checkpoint, self.step)
         if self.evaluation is not None:
@@ -296,16 +301,18 @@ class Run:
     def _sample_row(self, step: int, group: RolloutGroup) -> dict[str, Any]:
         return sample_row(step, group, 0, self.tokenizer.decode)
 
-    def _warn_of_spent_entropy(self, record: StepRecord) -> None:
-        message = self.fits.alarm(record)
-        if message and self.parallel.rank == 0:
-            log.warning(message)
+    def _warn(self, record: StepRecord) -> None:
+        spent = self.fits.alarm(record)
+        for message in (self._unjudged(record), spent, *self.health.messages):
+            if message and self.parallel.rank == 0:
+                log.warning(message)
 
-    def _warn_of_unjudged(self, record: StepRecord) -> None:
+    def _unjudged(self, record: StepRecord) -> str | None:
         total = record["verdicts_right"] + record["verdicts_wrong"] + record["verdicts_unjudged"]
         share = record["verdicts_unjudged"] / total if total else 0.0
-        if share > self.config.reward.unjudged_alarm and self.parallel.rank == 0:
-            log.warning("step %d: %.1f%% of the completions could not be judged", record["step"], 100 * share)
+        if share <= self.config.reward.unjudged_alarm:
+            return None
+        return f"step {record['step']}: {100 * share:.1f}% of the completions could not be judged"
 
 
 @dataclass(frozen=True, slots=True)

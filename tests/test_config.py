@@ -100,6 +100,16 @@ def test_wrong_type_and_bounds_name_field_and_value(file: Path, override: str, f
         load_config(file, [override])
 
 
+@pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline"])
+def test_one_sample_a_prompt_needs_an_advantage_without_the_groups_mean(file: Path, advantage: str) -> None:
+    one = "rollout.samples_per_prompt=1"
+    with pytest.raises(ConfigError, match=rf"samples_per_prompt 1 with algorithm\.advantage {advantage}.*would be 0"):
+        load_config(file, [one, f"algorithm.advantage={advantage}"])
+    load_config(file, [one, "algorithm.advantage=reinforce_plus_plus"])
+    with pytest.raises(ConfigError, match="every group would be dropped"):
+        load_config(file, [one, "algorithm.advantage=reinforce_plus_plus", "rollout.dynamic_sampling.enabled=true"])
+
+
 @pytest.mark.parametrize("loss", ["ppo_clip", "clip_higher", "cispo", "clip_cov", "kl_cov"])
 def test_no_number_may_be_a_boolean(loss: str) -> None:
     """pydantic reads true as 1, unless a field says otherwise."""

@@ -148,6 +148,16 @@ def test_a_changed_loss_is_named_field_by_field() -> None:
     assert {"loss.name", "loss.kl_cov_ratio", "loss.clip_cov_ratio"} <= set(changed_fields(old, new))
 
 
+def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    save(tmp_path, 8)
+    record(tmp_path, 8)
+    with pytest.raises(ConfigError, match=r"steps 7, but .*step_0*8 has 8 steps done: ask for 8 or more"):
+        start(tmp_path, steps=7)
+    assert start(tmp_path, steps=8) == 8
+    assert start(tmp_path, str(tmp_path / "checkpoints" / "step_000005"), steps=7) == 5
+
+
 def test_the_lock_keeps_a_second_run_out_and_names_the_first(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a"
     with locked(folder):

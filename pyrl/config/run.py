@@ -82,6 +82,22 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _groups_carry_a_signal(self) -> RunConfig:
+        if self.rollout.samples_per_prompt > 1:
+            return self
+        if self.algorithm.advantage != "reinforce_plus_plus":
+            raise ValueError(
+                f"rollout.samples_per_prompt 1 with algorithm.advantage {self.algorithm.advantage}, which subtracts "
+                "the mean of the prompt's group: every advantage would be 0. Raise it, or use reinforce_plus_plus"
+            )
+        if self.rollout.dynamic_sampling.enabled:
+            raise ValueError(
+                "rollout.samples_per_prompt 1 with rollout.dynamic_sampling.enabled, which drops groups of one reward: "
+                "every group would be dropped. Raise it, or switch dynamic sampling off"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fields_agree(self) -> RunConfig:
         updates, groups = self.algorithm.updates_per_rollout, self.rollout.prompts_per_step
         if updates > groups:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from pyrl.config import RunConfig
+from pyrl.config import DynamicSamplingConfig, RunConfig
 from pyrl.data.cursor import PromptCursor
 from pyrl.learner.parallel import Parallel
 from pyrl.reward.pool import RewardPool
@@ -139,6 +139,31 @@ def has_verdict(group: RolloutGroup) -> bool:
     return any(reward is not None for reward in group.rewards)
 
 
+def explain_missing(collected: Collected, sampling: DynamicSamplingConfig) -> str:
+    """Why groups of a step are missing, each cause with what to do about it."""
+    unjudged = [f for f in collected.facts if all(reward is None for reward in f.rewards)]
+    uniform = len(collected.facts) - len(unjudged) - sum(f.kept for f in collected.facts)
+    causes = []
+    if collected.groups_failed:
+        causes.append(
+            f"{collected.groups_failed} got no answer from a server: the log and the servers' logs say why; see "
+            "rollout.request_timeout_seconds and rollout.max_retries"
+        )
+    if unjudged:
+        reasons = ", ".join(f"{reason} {count} times" for reason, count in count_reasons(unjudged).items())
+        causes.append(
+            f"{len(unjudged)} could not be judged ({reasons}): look at the ground truths, reward.task and "
+            "reward.timeout_seconds"
+        )
+    if uniform:
+        causes.append(
+            f"{uniform} were all right or all wrong (reward {mean_reward(collected.facts):.3g}), after "
+            f"{collected.refills} refills: the questions are too easy or too hard for this model; give others, or "
+            f"raise rollout.dynamic_sampling.max_refills, now {sampling.max_refills}"
+        )
+    return ". ".join(causes)
+
+
 class Collector:
     """Generates and grades the groups of a step. Each data-parallel leader does its own share of the prompts and keeps
     their tokens; the others learn the facts."""
@@ -186,9 +211,7 @@ class Collector:
         updates = self._config.algorithm.updates_per_rollout
         if kept < updates:
             raise NoGroupsError(
-                f"step {step}: {kept} groups are left for {updates} updates after {collected.refills} refills "
-                f"({collected.groups_failed} failed, {len(collected.facts) - kept} all right, all wrong, unjudged): "
-                "the task is too easy or too hard for this model, or raise rollout.dynamic_sampling.max_refills"
+                f"step {step}: {kept} groups are left for {updates} updates. {explain_missing(collected, sampling)}"
             )
         return collected
 

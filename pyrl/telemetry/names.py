@@ -38,8 +38,9 @@ class Metric:
     shape: Shape = "number"
     contract: bool = True
     """Present in every record, as null where undefined. The others appear only when the trainer knows them."""
-    keys: Literal["source", "difficulty", "reason"] = "source"
-    """Of a mapping: data source; accuracy of the prompt's group, one of `DIFFICULTY_BINS`; or a grader's reason."""
+    keys: Literal["source", "difficulty", "reason", "fault"] = "source"
+    """Of a mapping: data source; accuracy of the prompt's group, one of `DIFFICULTY_BINS`; a grader's reason; or a
+    fault of `telemetry.health`."""
     reproducible: bool = True
     """Equal, to the bit, in a resumed and in an unbroken deterministic run. Times and memory are not."""
 
@@ -109,6 +110,8 @@ METRICS: dict[str, Metric] = {
                              "integer"),
     "prompts_consumed": Metric("progress", "count", "Prompts drawn from the data since the start of the run.",
                                "integer", contract=False),
+    "alarms": Metric("progress", "count", "1 for each fault that holds in this step: training that teaches nothing, or "
+                     "breaks (`pyrl.telemetry.health`).", "mapping", contract=False, keys="fault"),
     # reward
     "reward_mean": Metric("reward", "reward", "Mean over all judged completions, before filtering."),
     "reward_mean_kept": Metric("reward", "reward", "Mean over the judged completions that were trained on."),

@@ -147,10 +147,25 @@ def test_reward_is_split_by_source_before_filtering() -> None:
     assert record["reward_by_source"] == {"a": 1.0, "b": 0.25, "c": None} and record["reward_mean"] == 0.4
 
 
-def test_too_few_groups_stop_the_run_with_the_counts() -> None:
-    made = collector(lambda p, s: "wrong", dynamic_sampling={"enabled": True, "max_refills": 2})
-    with pytest.raises(NoGroupsError, match="0 groups are left for 2 updates after 2 refills"):
-        run(made)
+def test_too_few_groups_stop_the_run_with_the_cause_of_each() -> None:
+    """A remedy stands beside its own cause alone."""
+    sampling = {"enabled": True, "max_refills": 2}
+    with pytest.raises(NoGroupsError, match="step 1: 0 groups are left for 2 updates") as caught:
+        run(collector(lambda p, s: "wrong", dynamic_sampling=sampling))
+    said = str(caught.value)
+    assert "18 were all right or all wrong (reward 0), after 2 refills" in said and "max_refills, now 2" in said
+    assert "judged" not in said and "server" not in said
+
+    with pytest.raises(NoGroupsError) as caught:
+        run(collector(lambda p, s: "unjudged"))
+    said = str(caught.value)
+    assert "6 could not be judged (said_unjudged 12 times)" in said and "reward.timeout_seconds" in said
+    assert "too easy" not in said and "max_refills" not in said
+
+    with pytest.raises(NoGroupsError) as caught:
+        run(collector(mixed_if_even, failing={str(i) for i in range(6)}))
+    said = str(caught.value)
+    assert "6 got no answer from a server" in said and "judged" not in said and "max_refills" not in said
 
 
 def test_samples_for_the_record_are_of_the_first_kept_groups() -> None:
