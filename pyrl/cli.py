@@ -83,18 +83,24 @@ def doctor() -> None:
 @app.command()
 def convert(
     source: Annotated[
-        str, typer.Argument(help="A run's checkpoint folder, a GGUF file, a folder with one, or package:NAME.")
+        str,
+        typer.Argument(
+            help="A run's checkpoint, a folder with pytorch_model*.bin or one GGUF file, that file, or package:NAME."
+        ),
     ],
     destination: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
 ) -> None:
-    """Convert a checkpoint of a run, or GGUF weights, to a Hugging Face folder."""
+    """Convert a checkpoint of a run, GGUF weights or pickled ones to a Hugging Face folder of safetensors."""
     with loading():
         from pyrl.learner.checkpoint_store import MANIFEST
         from pyrl.learner.export import export_checkpoint
         from pyrl.weights.convert import convert_checkpoint
+        from pyrl.weights.pickled import convert_pickled, has_pickled_weights
 
     if (Path(source) / MANIFEST).is_file():
         export_checkpoint(Path(source), destination)
+    elif has_pickled_weights(source):
+        convert_pickled(source, destination)
     else:
         convert_checkpoint(source, destination)
 

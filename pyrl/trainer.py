@@ -27,7 +27,7 @@ from pyrl.algorithms.controllers import Control, build_control
 from pyrl.config import ConfigError, RunConfig
 from pyrl.data.cursor import PromptCursor
 from pyrl.data.prompts import fingerprint, load_prompts
-from pyrl.data.tokenizer import load_tokenizer
+from pyrl.data.tokenizer import check_vocabulary, load_tokenizer
 from pyrl.evaluation.benchmarks import Question
 from pyrl.evaluation.config import EvaluationConfig
 from pyrl.learner.checkpoint import load_checkpoint, save_checkpoint
@@ -338,6 +338,9 @@ class Inputs:
         check_length(config, policy.max_positions)
         held_out = load_prompts(config.data, tokenizer, validation=True) if config.data.validation_path else []
         prompts = load_prompts(config.data, tokenizer)
+        check_vocabulary(
+            [*prompts, *held_out], tokenizer, rows=policy.shape.vocab_size, folder=config.model.path
+        )
         return cls(tokenizer, prompts, held_out, fingerprint(prompts), load_settings(config, tokenizer))
 
     def cursor(self, config: RunConfig) -> PromptCursor:

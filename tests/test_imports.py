@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"algorithms"},
     "doctor": {"ops"},
     "foreign_warnings": set(),
-    "data": {"ops"},
+    "data": {"ops", "reward"},
     "ops": set(),
     "reward": set(),
     "rollout": set(),

@@ -12,7 +12,7 @@ from pyrl.config.base import Fraction, Integer, Number, PositiveInt, Seconds, Se
 
 class ModelConfig(Section):
     path: Path
-    """Hugging Face folder: config.json, safetensors and tokenizer (`pyrl convert` makes one from GGUF)."""
+    """Hugging Face folder: config.json, safetensors and tokenizer (`pyrl convert` makes one from GGUF or .bin)."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Compute precision. bf16 keeps fp32 main weights and needs CUDA."""
     attention: Literal["flash_attn", "torch_varlen", "sdpa"] = "sdpa"
@@ -59,8 +59,16 @@ class ColumnsConfig(Section):
     """Column of the question's text, which becomes the user's message."""
     ground_truth: str
     """Column of the answer: text or a number."""
+    extractor: Literal["gsm8k", "boxed"] | None = None
+    """What takes the answer out of a column that holds a worked solution: `gsm8k`, what follows the last `####`;
+    `boxed`, the content of the last `\\boxed{}`. None: the column is the answer."""
     id: str | None = None
     """Column of a text or whole number that is each question's own. None: the row's number."""
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that a file must have."""
+        return [name for name in (self.prompt, self.ground_truth, self.id) if name is not None]
 
 
 class DataConfig(Section):

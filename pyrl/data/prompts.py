@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from pyrl.config import ColumnsConfig, ConfigError, DataConfig
+from pyrl.data.extractors import EXTRACTORS
 from pyrl.data.templates import Message, encode
 from pyrl.types import Prompt
 
@@ -154,7 +155,7 @@ def _read_rows(path: Path, columns: ColumnsConfig | None) -> Iterator[Row]:
 
 
 def _read_parquet(path: Path, columns: ColumnsConfig | None) -> Iterator[tuple[int, str, Any]]:
-    required = COLUMNS[:3] if columns is None else [name for name in columns.model_dump().values() if name is not None]
+    required = COLUMNS[:3] if columns is None else columns.names
     row = 0
     try:
         with pq.ParquetFile(path) as file:
@@ -191,7 +192,19 @@ def _parse_plain(raw: dict[str, Any], number: int, where: str, columns: ColumnsC
     index = f"row{number}" if columns.id is None else _id(raw.get(columns.id), columns.id, where)
     text = _text(raw.get(columns.prompt), columns.prompt, where)
     truth = _answer(raw.get(columns.ground_truth), columns.ground_truth, where)
+    if columns.extractor is not None:
+        truth = _extracted(truth, columns, where)
     return Row(where, f"{source}/{index}", source, [{"role": "user", "content": text}], truth)
+
+
+def _extracted(text: str, columns: ColumnsConfig, where: str) -> str:
+    answer = EXTRACTORS[columns.extractor](text)
+    if answer is None:
+        raise ConfigError(
+            f"{where}: field {columns.ground_truth}: data.columns.extractor {columns.extractor} finds no answer in "
+            f"{text[-80:]!r}: correct the row, or choose another extractor"
+        )
+    return answer
 
 
 def _answer(value: Any, field: str, where: str) -> str:
@@ -211,7 +224,7 @@ def _parse(raw: dict[str, Any], number: int, where: str) -> Row:
         id=f"{source}/{_index(raw.get('extra_info'), number, where)}",
         source=source,
         messages=_messages(raw.get("prompt"), where),
-        ground_truth=_text(reward_model.get("ground_truth"), "reward_model.ground_truth", where),
+        ground_truth=_answer(reward_model.get("ground_truth"), "reward_model.ground_truth", where),
     )
 
 
@@ -229,6 +242,13 @@ def _messages(value: Any, where: str) -> list[Message]:
 def _text(value: Any, field: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{where}: field {field}: wanted a non-empty string, got {value!r:.80}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{where}: field {field}: character {error.start} is the lone surrogate {value[error.start]!a}, half of a "
+            "character, which no tokenizer takes: repair or remove the row"
+        ) from None
     return value
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Callable
 
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from pyrl.config import ConfigError
+
+logger = logging.getLogger(__name__)
 
 Message = dict[str, str]
 """{"role": ..., "content": ...}"""
@@ -28,7 +33,35 @@ def chat(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> str:
             f"data.template 'chat': the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat template; use "
             "r1_zero or plain, or add chat_template.jinja to the model folder"
         )
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return _render(messages, tokenizer, generation_prompt=True)
+
+
+def _render(messages: list[Message], tokenizer: PreTrainedTokenizerBase, *, generation_prompt: bool) -> str:
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"data.template 'chat': the chat template of {tokenizer.name_or_path}{_line_of(error)} fails for "
+            f"{messages!r:.120}: {str(error).rstrip('.')}. Correct it there, or use r1_zero or plain"
+        ) from error
+
+
+def _line_of(error: Exception) -> str:
+    """`, line 3`, of the template; empty where the error does not say."""
+    if isinstance(error, TemplateSyntaxError):
+        return f", line {error.lineno},"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
+    return f", line {lines[-1]}," if lines else ""
+
+
+def warn_without_generation_prompt(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say so where the template writes nothing at which the assistant's turn would begin."""
+    if _render(messages, tokenizer, generation_prompt=True) == _render(messages, tokenizer, generation_prompt=False):
+        logger.warning(
+            "the chat template of %s has no generation prompt: the model goes on with the user's turn in place of an "
+            "answer of its own. Add `{%% if add_generation_prompt %%}...{%% endif %%}` to it, or use r1_zero or plain",
+            tokenizer.name_or_path,
+        )
 
 
 def r1_zero(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -59,5 +92,7 @@ def encode(
     """
     if not conversations:
         return []
+    if template == "chat":
+        warn_without_generation_prompt(conversations[0], tokenizer)
     texts = [TEMPLATES[template](messages, tokenizer) for messages in conversations]
     return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=template != "chat")["input_ids"]]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pyrl.config import ConfigError
+from pyrl.types import Prompt
 
 
 def load_tokenizer(folder: Path, *, field: str = "model.path") -> PreTrainedTokenizerBase:
@@ -15,7 +17,7 @@ def load_tokenizer(folder: Path, *, field: str = "model.path") -> PreTrainedToke
     is missing."""
     if not folder.is_dir():
         raise ConfigError(
-            f"{field} {folder} is not a folder: give a Hugging Face folder (`pyrl convert` makes one from GGUF)"
+            f"{field} {folder} is not a folder: give a Hugging Face folder (`pyrl convert` makes one from GGUF or .bin)"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -26,6 +28,22 @@ def load_tokenizer(folder: Path, *, field: str = "model.path") -> PreTrainedToke
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{field} {folder}: the tokenizer has no eos_token, so a response could never end")
     return tokenizer
+
+
+def check_vocabulary(
+    prompts: Iterable[Prompt], tokenizer: PreTrainedTokenizerBase, *, rows: int, folder: Path
+) -> None:
+    """Raises ConfigError for a token of a prompt, or the tokenizer's EOS, beyond the `rows` of the embedding."""
+    used = {tokenizer.eos_token_id: "the tokenizer's eos_token"}
+    for prompt in prompts:
+        for token in prompt.token_ids:
+            used.setdefault(token, f"prompt {prompt.id}")
+    highest = max(used)
+    if highest >= rows:
+        raise ConfigError(
+            f"{used[highest]}: token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}) is beyond the {rows} "
+            f"rows of the embedding in model.path {folder}: its tokenizer is another model's, or got more tokens later"
+        )
 
 
 def stop_token_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -148,8 +148,8 @@ class Health:
             return None
         return (
             f"an update broke the policy: approx_kl leapt to {leap:.3g} nats a token ({usual:.2g} before), entropy "
-            f"went from {entropy:.3g} to {entropies[-1]:.3g} nats (at most {math.log(self._vocabulary):.3g}) and the reward "
-            f"from {reward:.3g} to {rewards[-1]:.3g}. Start again with a lower optimizer.lr, now "
+            f"went from {entropy:.3g} to {entropies[-1]:.3g} nats (at most {math.log(self._vocabulary):.3g}) and the "
+            f"reward from {reward:.3g} to {rewards[-1]:.3g}. Start again with a lower optimizer.lr, now "
             f"{self._config.optimizer.lr:g}"
         )
 

@@ -58,9 +58,7 @@ class HFTensors:
             return {name: self.folder / file for name, file in weight_map.items()}
         files = sorted(self.folder.glob("*.safetensors"))
         if not files:
-            raise ConfigError(
-                f"model.path {self.folder} holds no *.safetensors: convert the model first (`pyrl convert SRC DST`)"
-            )
+            raise ConfigError(f"model.path {self.folder} holds no *.safetensors: {_remedy(self.folder)}")
         return {name: file for file in files for name in self._open(file).keys()}
 
     def _open(self, file: Path) -> safe_open:
@@ -70,6 +68,12 @@ class HFTensors:
             except (OSError, SafetensorError) as error:
                 raise ConfigError(f"model.path: {file} cannot be read as safetensors: {error}") from error
         return self._files[file]
+
+
+def _remedy(folder: Path) -> str:
+    if any(file.suffix in (".bin", ".gguf") for file in folder.iterdir()):
+        return f"convert it first: `pyrl convert {folder} NEW_FOLDER`"
+    return "copy the model's weights into it"
 
 
 def check_hf_weights(shape: ModelShape, folder: Path | str) -> HFTensors:
@@ -100,7 +104,7 @@ def load_hf_weights(
 ) -> None:
     """Copy a folder's weights into this rank's shard of `model` (an unwrapped GPTModel), cast to its dtype.
 
-    Raises ConfigError as `check_hf_weights`.
+    Raises ConfigError as `check_hf_weights`, and for NaN or infinity in what this rank loads.
     """
     source = check_hf_weights(shape, folder)
     parameters = dict(model.named_parameters())
@@ -110,9 +114,22 @@ def load_hf_weights(
         parameter = parameters.pop(placed.name)
         if part.shape != parameter.shape:
             raise RuntimeError(f"{placed.name}: table gives {tuple(part.shape)}, model has {tuple(parameter.shape)}")
+        if not part.isfinite().all():
+            raise ConfigError(f"model.path {folder}: {_non_finite(source, placed.rule.hf)}")
         parameter.copy_(part)
     if parameters:
         raise RuntimeError(f"parameters that no rule of {shape.family} loads: {sorted(parameters)}")
+
+
+def _non_finite(source: HFTensors, names: Iterable[str]) -> str:
+    name = next(name for name in names if not source.get(name).isfinite().all())
+    tensor = source.get(name)
+    place = tuple((~tensor.isfinite()).nonzero()[0].tolist())
+    count = int((~tensor.isfinite()).sum())
+    return (
+        f"{name} holds {count} values that are NaN or infinite, the first {float(tensor[place])} at {list(place)}: the "
+        "file is damaged or its training diverged; fetch the model again"
+    )
 
 
 def save_hf_folder(tensors: Iterable[tuple[str, torch.Tensor]], source: Path | str, folder: Path | str) -> None:

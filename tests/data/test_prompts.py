@@ -91,6 +91,43 @@ def test_numbers_as_answers_are_read_as_their_text(tmp_path, tokenizer, answer, 
     assert load(path, tokenizer, **plain_columns()).prompts[0].ground_truth == read
 
 
+@pytest.mark.parametrize(("answer", "read"), [(3, "3"), (2.5, "2.5"), ("x", "x")])
+def test_numbers_as_ground_truths_are_read_as_their_text(tmp_path, tokenizer, answer, read):
+    path = write(tmp_path / "data.jsonl", [row(answer=answer)])
+    assert load(path, tokenizer).prompts[0].ground_truth == read
+
+
+@pytest.mark.parametrize(
+    ("extractor", "text", "answer"),
+    [
+        ("gsm8k", "3 rows with 8 books each make 3*8=<<3*8=24>>24 books.\n#### 24", "24"),
+        ("gsm8k", "first #### 7\nthen\n####  -1,234,567.50 \n", "-1234567.50"),
+        ("gsm8k", "#### 1, 2 and 3", "1, 2 and 3"),
+        ("boxed", r"so $\boxed{1}$ and then $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+    ],
+)
+def test_an_extractor_takes_the_answer_out_of_a_worked_solution(tmp_path, tokenizer, extractor, text, answer):
+    path = write(tmp_path / "data.jsonl", [{"problem": "a?", "answer": text}])
+    assert load(path, tokenizer, **plain_columns(extractor=extractor)).prompts[0].ground_truth == answer
+
+
+@pytest.mark.parametrize(
+    ("extractor", "text"),
+    [("gsm8k", "the answer is 24"), ("gsm8k", "24 ####  "), ("boxed", "24"), ("boxed", r"\boxed{}")],
+)
+def test_a_solution_without_an_answer_is_named(tmp_path, tokenizer, extractor, text):
+    path = write(tmp_path / "data.jsonl", [{"problem": "a?", "answer": text}])
+    with pytest.raises(ConfigError, match=rf"line 1: field answer: data.columns.extractor {extractor} finds no answer"):
+        load(path, tokenizer, **plain_columns(extractor=extractor))
+
+
+@pytest.mark.parametrize("bad", [row("How many \ud83d?"), row("b?", answer="\udc00"), row("b?", source="\udfff")])
+def test_half_of_a_surrogate_pair_is_named(tmp_path, tokenizer, bad):
+    path = write(tmp_path / "data.jsonl", [row("How many \U0001f600?", index=1), bad])
+    with pytest.raises(ConfigError, match=r"line 2: field .*: character \d+ is the lone surrogate '\\ud.*' *, half"):
+        load(path, tokenizer)
+
+
 @pytest.mark.parametrize(
     ("bad", "names", "message"),
     [
@@ -155,7 +192,7 @@ def changed(**fields):
         (changed(prompt=[{"role": "user", "content": "a"}, {"role": None, "content": "b"}]), r"prompt\[1\].role"),
         (changed(reward_model={"style": "rule"}), "reward_model.ground_truth"),
         (changed(reward_model={"ground_truth": ""}), "reward_model.ground_truth"),
-        (changed(reward_model={"ground_truth": 4}), "reward_model.ground_truth"),
+        (changed(reward_model={"ground_truth": [4]}), "reward_model.ground_truth"),
         (changed(extra_info=[1]), "extra_info"),
         (changed(extra_info={"index": 1.5}), "extra_info.index"),
         (changed(extra_info={"index": True}), "extra_info.index"),

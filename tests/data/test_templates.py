@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from pyrl.config import ConfigError
@@ -15,6 +18,32 @@ def test_chat_ends_where_the_assistant_begins(tokenizer):
 def test_chat_without_a_chat_template_names_the_remedy():
     with pytest.raises(ConfigError, match="no chat template; use r1_zero or plain"):
         TEMPLATES["chat"](CONVERSATION, byte_tokenizer(chat_template=None))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("syntax_error", "expected 'end of print statement'"),
+        ("role_refused", "only assistant"),
+        ("undefined_field", "no attribute 'nothing'"),
+    ],
+)
+def test_a_chat_template_that_fails_is_named_with_its_line(name, reason):
+    template = json.loads((Path(__file__).parent / "chat_templates.json").read_text())[name]
+    for lines_before in (0, 2):
+        tokenizer = byte_tokenizer(chat_template="{# #}\n" * lines_before + template)
+        tokenizer.name_or_path = "some/folder"
+        message = rf"chat template of some/folder, line {lines_before + 1}, fails for .*{reason}.* use r1_zero or plain"
+        with pytest.raises(ConfigError, match=message):
+            encode([CONVERSATION[1:]], "chat", tokenizer)
+
+
+def test_a_chat_template_without_a_generation_prompt_is_warned_of_once(caplog, tokenizer):
+    encode([CONVERSATION] * 3, "chat", tokenizer)
+    assert not caplog.messages
+    template = json.loads((Path(__file__).parent / "chat_templates.json").read_text())["no_generation_prompt"]
+    encode([CONVERSATION] * 3, "chat", byte_tokenizer(chat_template=template))
+    assert len(caplog.messages) == 1 and "{% if add_generation_prompt %}...{% endif %}" in caplog.messages[0]
 
 
 def test_r1_zero_text(tokenizer):

@@ -94,6 +94,10 @@ def test_a_newer_export_replaces_the_older(folder: Path) -> None:
         ({"model.norm.weight": None}, "holds no tensor 'model.norm.weight': the checkpoint is incomplete"),
         ({"model.norm.weight": torch.zeros(5)}, r"model.norm.weight is \(5,\), config.json says \(72,\)"),
         ({"model.extra.weight": torch.zeros(5)}, "1 tensors have no place in the model, such as 'model.extra.weight'"),
+        ({"model.norm.weight": torch.ones(72).index_fill(0, torch.tensor([5, 9]), torch.nan)},
+         r"model.norm.weight holds 2 values that are NaN or infinite, the first nan at \[5\]"),
+        ({"model.norm.weight": torch.ones(72).index_fill(0, torch.tensor([7]), -torch.inf)},
+         r"model.norm.weight holds 1 values that are NaN or infinite, the first -inf at \[7\]"),
     ],
 )
 def test_weights_that_do_not_fit(folder: Path, changes: dict[str, torch.Tensor | None], message: str) -> None:
@@ -129,8 +133,12 @@ def test_damaged_folders(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.safetensors cannot be read as safetensors"):
         load(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"holds no \*.safetensors: convert the model first"):
+    with pytest.raises(ConfigError, match=r"holds no \*.safetensors: copy the model's weights into it"):
         load(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match=rf"holds no \*.safetensors: convert it first: `pyrl convert {folder} NEW"):
+        load(folder)
+    (folder / "pytorch_model.bin").unlink()
     (folder / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(ConfigError, match="is not a safetensors index"):
         load(folder)
