@@ -24,7 +24,7 @@ def test_a_token_beyond_the_embedding_is_named_with_its_prompt() -> None:
     tokenizer.add_special_tokens({"eos_token": "!"})
     prompts = [prompt("sums/0", 3, 9), prompt("sums/1", 7, 256), prompt("sums/2", 256)]
     check_vocabulary(prompts, tokenizer, rows=257, folder=FOLDER)
-    with pytest.raises(ConfigError, match=r"^prompt sums/1: token 256 \('<bos>'\) is beyond the 256 rows .* some/model"):
+    with pytest.raises(ConfigError, match=r"^prompt sums/1: token 256 \('<bos>'\) is beyond the 256 rows .*some/model"):
         check_vocabulary(prompts, tokenizer, rows=256, folder=FOLDER)
 
 
