@@ -19,12 +19,13 @@ from rich.console import Console
 from pyrl.config import ConfigError, load_config
 from pyrl.evaluation.errors import EvaluationError
 from pyrl.foreign_warnings import silence_foreign_output
+from pyrl.interrupts import INTERRUPTED, ending_at_once
 from pyrl.telemetry.log import log_to_terminal
 
 log = logging.getLogger("pyrl")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
-INTERRUPTED, UNFINISHED = 130, 3
+UNFINISHED = 3
 
 RunFolder = Annotated[Path | None, typer.Option(help="Where the run is written; default runs/<config>.")]
 Jobs = Annotated[int, typer.Option(help="Runs at a time, each with servers of its own.", min=1)]
@@ -219,7 +220,8 @@ def loading() -> Iterator[None]:
         log.info("loading PyTorch and the other libraries")
     gc.disable()
     try:
-        yield
+        with ending_at_once():
+            yield
     finally:
         gc.enable()
 

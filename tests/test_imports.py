@@ -15,9 +15,9 @@ COMMON = {"types", "config", "telemetry"}
 STAGES = {"data", "rollout", "reward", "algorithms", "learner", "weights", "stages"}
 # Part (folder or module of pyrl) -> parts it may import besides itself and COMMON.
 ALLOWED: dict[str, set[str]] = {
-    "__main__": {"cli"},
+    "__main__": {"cli", "interrupts"},
     "cli": {"trainer", "quickstart", "study", "doctor", "evaluation", "analysis", "learner", "run_folder", "weights",
-            "foreign_warnings"},
+            "foreign_warnings", "interrupts"},
     "study": {"jobs", "quickstart", "run_folder", "analysis", "evaluation", *STAGES},
     "quickstart": {"jobs", "run_folder", "analysis", "evaluation", *STAGES},
     "jobs": {"trainer", "rollout", "learner", "foreign_warnings"},
@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"algorithms"},
     "doctor": {"ops"},
     "foreign_warnings": set(),
+    "interrupts": set(),
     "data": {"ops", "reward"},
     "ops": set(),
     "reward": set(),
