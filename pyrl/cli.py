@@ -4,6 +4,7 @@ Ctrl-C."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -244,6 +245,18 @@ def main() -> None:
         errors.print(f"error: {error}", style="bold red", markup=False)
         sys.exit(1)
     except Exception as error:
-        traceback.print_exc()
-        errors.print(f"failed on rank {os.environ.get('RANK', '0')}: {error}", style="bold red", markup=False)
+        full = _full_disk(error)
+        if full is None:
+            traceback.print_exc()
+        said = f"failed on rank {os.environ.get('RANK', '0')}: {full or error}"
+        errors.print(said, style="bold red", markup=False)
         sys.exit(1)
+
+
+def _full_disk(error: BaseException | None) -> str | None:
+    """What to say where that is what `error` comes from: there is nothing to find in a traceback then."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{error}. Free some space; the same command goes on from the last checkpoint, if there is one"
+        error = error.__cause__ or error.__context__
+    return None

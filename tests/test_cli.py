@@ -56,3 +56,16 @@ def test_garbage_is_collected_again_after_loading_and_after_loading_fails() -> N
     with pytest.raises(ImportError), loading():
         raise ImportError
     assert gc.isenabled()
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """/dev/full, to which nothing can be written, stands where the analysis writes its page."""
+    rows = [f"{i},{1 / (i + 1)},{i / 50}" for i in range(40)]
+    (tmp_path / "run.csv").write_text("\n".join(["step,entropy,reward", *rows]))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.html.tmp").symlink_to("/dev/full")
+    ended = pyrl("analyze", "run.csv", "--out", "out", cwd=tmp_path)
+    assert ended.returncode == 1
+    said = ended.stderr.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("failed on rank 0: [Errno 28] No space left on device"), said
+    assert "Free some space" in said[0]
