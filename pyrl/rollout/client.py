@@ -32,6 +32,10 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
 """Before the retries of a request: doubled each time."""
 
 
+HANGING_SECONDS = 60.0
+"""Silence from which a server is taken to hang."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """Samples of one prompt."""
@@ -172,7 +176,7 @@ class RolloutClient:
 
     async def _generate(self, call: _Call) -> list[GroupResult]:
         await self._open()
-        count, servers = len(call.requests), len(self._urls)
+        count, servers, started = len(call.requests), len(self._urls), asyncio.get_running_loop().time()
         allow_requests(count if self._deterministic else min(count, servers * self._open_requests))
         try:
             async with _first_error(), asyncio.timeout(self._timeout), asyncio.TaskGroup() as tasks:
@@ -187,10 +191,22 @@ class RolloutClient:
         except TimeoutError as error:
             raise RolloutError(
                 f"{count - len(call.results)} of {count} prompts have no answer from {', '.join(self._urls)} after "
-                f"{self._timeout:g} s ({self._section}.timeout_seconds); raise it, or ask for fewer or shorter "
-                "responses"
+                f"{self._timeout:g} s ({self._section}.timeout_seconds){self._why_late(call, started)}"
             ) from error
         return [call.results[index] for index in range(count)]
+
+    def _why_late(self, call: _Call, started: float) -> str:
+        """A server that answered until the end was given too much; one that fell silent hangs."""
+        missing = [i for i in range(len(call.requests)) if i not in call.results]
+        late = dict.fromkeys(self._urls[i % len(self._urls)] for i in missing)
+        silent = {url: self._silence[url].silent_for(started) for url in late}
+        hanging = [f"{url} for {seconds:.0f} s" for url, seconds in silent.items() if seconds >= HANGING_SECONDS]
+        if not hanging:
+            return "; raise it, or ask for fewer or shorter responses"
+        return (
+            f", and nothing at all came from {', '.join(hanging)}: look at its log and at what else runs on its "
+            f"machine; with a lower {self._section}.request_timeout_seconds its requests are tried again sooner"
+        )
 
     async def _one_by_one(self, url: str, indices: Iterator[int], call: _Call) -> None:
         """The server's next request whenever it has answered one, until all its `indices`, which tasks share, are done.

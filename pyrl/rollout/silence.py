@@ -46,6 +46,10 @@ class SilenceDeadline:
         """The server gave an answer: all that wait for it go on waiting."""
         self._last_answer = asyncio.get_running_loop().time()
 
+    def silent_for(self, since: float) -> float:
+        """Seconds without an answer, of those after `since`, a time of the event loop."""
+        return asyncio.get_running_loop().time() - max(since, self._last_answer)
+
     def _look(self) -> None:
         """End what is due, and look again when the oldest of the others may be."""
         loop = asyncio.get_running_loop()

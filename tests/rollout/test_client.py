@@ -284,6 +284,22 @@ def test_a_rollout_has_a_deadline_that_counts_what_is_missing(fake: FakeVLLM) ->
     assert time.monotonic() - started < 5.0
 
 
+def test_a_deadline_that_a_silent_server_missed_names_the_server(fake: FakeVLLM, monkeypatch) -> None:
+    """Advice to ask for less would be wrong: it answers nothing."""
+    monkeypatch.setattr("pyrl.rollout.client.HANGING_SECONDS", 0.5)
+    with FakeVLLM() as other:
+        other.delay = 30.0
+        with pytest.raises(RolloutError, match=r"1 of 2 prompts .*\(rollout.timeout_seconds\)") as caught:
+            ask([fake.url, other.url], 2, timeout=0.9)
+    said = str(caught.value)
+    assert f"nothing at all came from {other.url} for 1 s" in said and "shorter" not in said
+
+    fake.script = lambda body, _: (200, answer(body)) if body["sampling_params"]["seed"] == 10 else (503, "no room")
+    monkeypatch.setattr("pyrl.rollout.client.HANGING_SECONDS", 60.0)
+    with pytest.raises(RolloutError, match="raise it, or ask for fewer or shorter responses"):
+        ask([fake.url], 2, timeout=0.6, max_retries=50)
+
+
 def test_a_server_has_so_many_requests_at_a_time(fake: FakeVLLM) -> None:
     fake.slots, fake.delay = asyncio.Semaphore(2), 0.01
     with FakeVLLM() as other:
