@@ -28,7 +28,7 @@ from pyrl.analysis.law_checks import (
     predict_from_start,
     size_trend,
 )
-from pyrl.analysis.training_logs import Curve, expand, read_curve
+from pyrl.analysis.training_logs import Curve, expand, read_curves
 from pyrl.config import ConfigError
 
 NOT_A_METHOD = re.compile(r"(^|\.)(seed|run_seed)$|path$|folder$|urls?$|port$")
@@ -123,13 +123,13 @@ def analyze(paths: Sequence[Path], options: Options) -> Analysis:
         raise ConfigError(f"--early-share {options.early_share}: want a fraction between 0 and 1, e.g. {EARLY_SHARE}")
     if options.method not in get_args(Method):
         raise ConfigError(f"--method {options.method}: want one of {', '.join(get_args(Method))}")
-    files = expand(paths)
+    names = {"step": options.step, "entropy": options.entropy, "reward": options.reward}
+    curves = [curve for path in expand(paths) for curve in read_curves(path, **names)]
     for name in ("labels", "groups", "sizes"):
         given = getattr(options, name)
-        if given and len(given) != len(files):
-            raise ConfigError(f"{len(given)} {name} for {len(files)} runs ({', '.join(str(f) for f in files)}): give "
-                              f"none or one a run, in their order")  # fmt: skip
-    curves = [read_curve(f, step=options.step, entropy=options.entropy, reward=options.reward) for f in files]
+        if given and len(given) != len(curves):
+            raise ConfigError(f"{len(given)} {name} for {len(curves)} runs ({', '.join(c.label for c in curves)}): "
+                              f"give none or one a run, in their order")  # fmt: skip
     labels = options.labels or _distinct_labels(curves)
     curves = [dataclasses.replace(curve, label=label) for curve, label in zip(curves, labels, strict=True)]
     groups = options.groups or _config_groups(curves)

@@ -1,8 +1,9 @@
-"""Step, entropy and reward from the logs of any trainer: pyrl run folders, CSV, JSON lines, verl's console text.
+"""Step, entropy and reward from the logs of any trainer: pyrl run folders, CSV, JSON lines, TensorBoard events, verl's
+console text.
 
 What is recognised: pyrl's `metrics.jsonl`; verl's file logger, console and exports; TRL's `trainer_state.json` and
-exports; OpenRLHF's exports; and any table whose columns are named or given. A cell that is empty, null or NaN is
-missing.
+exports; OpenRLHF's exports; TensorBoard's event files of these; what W&B's CSV button writes, with one or several runs;
+and any table whose columns are named or given. A cell that is empty, null or NaN is missing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from pyrl.analysis.records import load_run
+from pyrl.analysis.tensorboard_log import read_events
 from pyrl.config import ConfigError
 from pyrl.telemetry.jsonl import RecordFileError
 
@@ -34,18 +36,24 @@ class Columns:
     """Some other column of this trainer begins so; told apart by it from a table that uses the same plain names."""
 
 
+STEPS = ("step", "global_step", "_step", "Step")
 KNOWN = (
-    Columns("pyrl", ("step",), ("entropy",), ("reward_mean",)),
-    Columns("verl", ("training/global_step", "step", "global_step", "_step"), ("actor/entropy", "actor/entropy_loss"),
+    Columns("pyrl", ("step",), ("entropy", "policy/entropy"), ("reward_mean", "reward/reward_mean")),
+    Columns("verl", ("training/global_step", *STEPS), ("actor/entropy", "actor/entropy_loss"),
             ("critic/score/mean", "critic/rewards/mean")),
-    Columns("OpenRLHF", ("train/global_step", "global_step", "step", "_step"), ("train/entropy_loss", "entropy_loss"),
+    Columns("OpenRLHF", ("train/global_step", *STEPS), ("train/entropy_loss", "entropy_loss"),
             ("train/reward", "reward")),
-    Columns("TRL", ("train/global_step", "step", "global_step", "_step"), ("train/entropy", "entropy"),
+    Columns("TRL", ("train/global_step", *STEPS), ("train/entropy", "entropy"),
             ("train/reward", "reward"), mark="rewards/"),
-    Columns("table", ("step", "steps", "global_step", "_step", "iteration"), ("entropy", "policy_entropy"),
+    Columns("table", (*STEPS, "steps", "iteration"), ("entropy", "policy_entropy"),
             ("reward", "reward_mean", "mean_reward", "score", "accuracy")),
 )  # fmt: skip
 """Read in this order: a log belongs to the first trainer that has an entropy and a reward column in it."""
+
+EVENTS = "events.out.tfevents.*"
+"""What TensorBoard's writers call their files."""
+ENVELOPE = ("__MIN", "__MAX")
+"""Ends of the columns that W&B's CSV button adds to each: the range within a bucket of steps."""
 
 LOWEST_ENTROPY = -1e-3
 """Entropy of a distribution over tokens is not negative; rounding may be."""
@@ -85,23 +93,35 @@ def expand(paths: Iterable[Path]) -> list[Path]:
         if path.is_dir() and _log_of(path) is None:
             inside = sorted(child for child in path.iterdir() if child.is_dir() and _log_of(child))
             if not inside:
-                raise ConfigError(f"{path} holds no metrics.jsonl and no trainer_state.json, nor does a folder in it")
+                raise ConfigError(f"{path} holds none of {LOGS}, nor does a folder in it")
         found += inside
     return found
 
 
-def read_curve(
+def read_curves(
     path: Path, *, step: str | None = None, entropy: str | None = None, reward: str | None = None
-) -> Curve:
-    """Read one run. `step`, `entropy`, `reward` name columns and go before what is recognised.
+) -> list[Curve]:
+    """The runs of one log: one, but for a table whose columns are of several. `step`, `entropy`, `reward` name columns
+    and go before what is recognised.
 
     Raises ConfigError: unreadable, a column is missing or not numbers, entropy below 0.
     """
-    label = path.resolve().name if path.is_dir() else path.stem
     try:
-        raw, config = _read(path)
+        runs, config = _read(path)
     except (RecordFileError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: {error}") from error
+    return [_curve(path, label, raw, config, step, entropy, reward) for label, raw in runs.items()]
+
+
+def _curve(
+    path: Path,
+    label: str,
+    raw: list[dict[str, Any]],
+    config: dict[str, Any],
+    step: str | None,
+    entropy: str | None,
+    reward: str | None,
+) -> Curve:
     if not raw:
         raise ConfigError(f"{path} has no row: is it the log of a run?")
     present = dict.fromkeys(name for row in raw for name in row)
@@ -118,31 +138,45 @@ def read_curve(
     return Curve(label, path, trainer, columns, steps.astype(np.int64), *series, rows, config, repeated)
 
 
+LOGS = "metrics.jsonl, trainer_state.json, " + EVENTS
+
+
 def _log_of(folder: Path) -> Path | None:
-    return next((folder / name for name in ("metrics.jsonl", "trainer_state.json") if (folder / name).is_file()), None)
+    """The log in a run's folder, the one with the most in it first."""
+    names = [folder / name for name in ("metrics.jsonl", "trainer_state.json")]
+    return next((path for path in [*names, *sorted(folder.glob(EVENTS))] if path.is_file()), None)
 
 
-def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(rows, settings)"""
+def _read(path: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """(label of each run -> its rows, settings)"""
+    label = path.resolve().name if path.is_dir() else path.stem
     if path.is_dir():
         log = _log_of(path)
         if log is None:
-            raise RecordFileError("holds no metrics.jsonl and no trainer_state.json")
+            raise RecordFileError(f"holds none of {LOGS}")
         if log.name == "metrics.jsonl" and _is_pyrl(log):
             run = load_run(path)
-            return run.rows, run.config
+            return {label: run.rows}, run.config
+        if log.match(EVENTS):
+            return {label: read_events(path)}, {}
         path = log
     if path.suffix in (".csv", ".tsv"):
-        return _read_table(path), {}
+        return _read_table(path, label), {}
+    return {label: _read_rows(path)}, {}
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    if path.match(EVENTS):
+        return read_events(path)
     if path.suffix == ".json":
-        return _read_json(path), {}
+        return _read_json(path)
     if path.suffix in (".jsonl", ".ndjson"):
-        return _read_lines(path), {}
+        return _read_lines(path)
     rows = _read_console(path)
     if not rows:
         raise RecordFileError("no line of the form `step:N - name:value - ...`, and its name does not end in .csv, "
                               ".tsv, .json or .jsonl")  # fmt: skip
-    return rows, {}
+    return rows
 
 
 def _is_pyrl(log: Path) -> bool:
@@ -150,21 +184,31 @@ def _is_pyrl(log: Path) -> bool:
         return '"policy_version"' in file.readline()
 
 
-def _read_table(path: Path) -> list[dict[str, Any]]:
+def _read_table(path: Path, label: str) -> dict[str, list[dict[str, Any]]]:
+    """Columns `RUN - NAME` are of that run, others of all; one run is called `label`."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         head = file.readline()
         file.seek(0)
         delimiter = max("\t,;", key=head.count)
         rows = csv.DictReader(file, delimiter=delimiter)
-        names = [_plain(name) for name in rows.fieldnames or []]
-        if repeated := {name for name in names if names.count(name) > 1}:
-            raise RecordFileError(f"several columns of {sorted(repeated)[0]!r}: write each run to a file of its own")
-        return [{_plain(name): value for name, value in row.items() if name} for row in rows]
+        names = [name for name in rows.fieldnames or [] if not name.endswith(ENVELOPE)]
+        columns = {name: _of_run(name) for name in names}
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise RecordFileError(f"several columns of {repeated[0]!r}: write each run to a file of its own")
+        runs = list(dict.fromkeys(run for run, _ in columns.values() if run)) or [""]
+        read = list(rows)
+        return {
+            run if len(runs) > 1 else label: [
+                {plain: row[name] for name, (owner, plain) in columns.items() if owner in ("", run)} for row in read
+            ]
+            for run in runs
+        }
 
 
-def _plain(name: str) -> str:
-    """Experiment trackers export `RUN - actor/entropy`."""
-    return name.rpartition(" - ")[2].strip()
+def _of_run(column: str) -> tuple[str, str]:
+    """(run or nothing, name): experiment trackers export `RUN - actor/entropy`."""
+    run, _, name = column.rpartition(" - ")
+    return run.strip(), name.strip()
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:

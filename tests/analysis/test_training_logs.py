@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
-from pyrl.analysis.training_logs import expand, read_curve
+from pyrl.analysis.training_logs import Curve, expand, read_curves
 from pyrl.config import ConfigError
 from pyrl.telemetry.recorder import RunRecorder
 
@@ -61,6 +62,11 @@ def openrlhf_table(path: Path) -> Path:
     return path / "open.csv"
 
 
+def read_curve(path: Path, **names: str) -> Curve:
+    (curve,) = read_curves(path, **names)
+    return curve
+
+
 def tracker_export(path: Path) -> Path:
     rows = ['"Step","run 7 - actor/entropy","run 7 - actor/entropy__MIN","run 7 - critic/rewards/mean"']
     rows += [f'"{s}","{h}","0","{r}"' for s, h, r in zip((1, 2, 3), ENTROPY, REWARD, strict=True)]
@@ -74,6 +80,18 @@ def semicolons(path: Path) -> Path:
     return path / "t.csv"
 
 
+def events(path: Path) -> Path:
+    """As OpenRLHF's TensorBoard logger, in two files, the second of which repeats a step."""
+    for steps in ((1, 2), (2, 3)):
+        with SummaryWriter(path / "tb") as writer:
+            for s in steps:
+                wrong = 9.0 if s == 2 and steps[0] == 1 else 0.0
+                writer.add_scalar("train/entropy_loss", ENTROPY[s - 1] + wrong, s)
+                writer.add_scalar("train/reward", REWARD[s - 1] + wrong, s)
+                writer.add_scalar("eval/score", 0.5, s + 10)
+    return path / "tb"
+
+
 @pytest.mark.parametrize(
     ("write", "trainer", "columns"),
     [
@@ -84,6 +102,7 @@ def semicolons(path: Path) -> Path:
         (tracker_export, "verl", ("_step", "actor/entropy", "critic/rewards/mean")),
         (trl_state, "TRL", ("step", "entropy", "reward")),
         (openrlhf_table, "OpenRLHF", ("train/global_step", "train/entropy_loss", "train/reward")),
+        (events, "OpenRLHF", ("step", "train/entropy_loss", "train/reward")),
         (semicolons, "table", ("step", "entropy", "reward")),
     ],
 )
@@ -91,8 +110,29 @@ def test_logs_of_each_trainer_are_read(tmp_path: Path, write, trainer: str, colu
     curve = read_curve(write(tmp_path))
     assert (curve.trainer, curve.columns) == (trainer, columns)
     assert curve.steps.tolist() == [1, 2, 3]
-    assert curve.entropy.tolist() == ENTROPY and curve.reward == pytest.approx(REWARD)
+    assert curve.entropy == pytest.approx(ENTROPY) and curve.reward == pytest.approx(REWARD)
     assert curve.repeated_steps == 0
+
+
+def test_what_the_csv_button_of_wandb_writes_is_read_without_its_envelope() -> None:
+    """Entropy 0.93^step 0.9, reward 0.6 - 0.2 exp(entropy): the file's own law."""
+    (curve,) = read_curves(Path(__file__).parent / "wandb_panel.csv")
+    assert curve.trainer == "verl" and curve.columns == ("Step", "actor/entropy", "critic/score/mean")
+    assert curve.steps.tolist() == list(range(len(curve.steps))) and len(curve.steps) >= 36
+    assert curve.entropy == pytest.approx(0.9 * 0.93**curve.steps, abs=1e-5)
+    assert curve.reward == pytest.approx(0.6 - 0.2 * np.exp(curve.entropy), abs=1e-5)
+    assert not any("MIN" in name or "MAX" in name for name in curve.rows[0])
+
+
+def test_a_table_of_several_runs_is_several_curves(tmp_path: Path) -> None:
+    """A run that is shorter, or logs at other steps, has empty cells there."""
+    text = "Step,a - 1 - actor/entropy,b - actor/entropy,a - 1 - critic/score/mean,b - critic/score/mean\n"
+    (tmp_path / "x.csv").write_text(text + "1,0.5,,0.1,\n2,0.4,0.9,0.2,0.6\n4,,0.8,,0.7\n")
+    first, second = read_curves(tmp_path / "x.csv")
+    assert (first.label, first.steps.tolist(), first.entropy.tolist(), first.reward.tolist()) == (
+        "a - 1", [1, 2], [0.5, 0.4], [0.1, 0.2])  # fmt: skip
+    assert (second.label, second.steps.tolist(), second.entropy.tolist(), second.reward.tolist()) == (
+        "b", [2, 4], [0.9, 0.8], [0.6, 0.7])  # fmt: skip
 
 
 def test_settings_and_rows_of_a_run_are_kept(tmp_path: Path) -> None:
@@ -145,7 +185,8 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
         ("x.csv", "step,entropy,reward\n1,-0.5,3\n", r"goes down to -0\.5"),
         ("x.csv", "step,entropy,reward\n", "has no row"),
         ("x.csv", "", "has no row"),
-        ("x.csv", "step,a - entropy,b - entropy,reward\n1,2,3,4\n", "several columns of 'entropy'"),
+        ("x.csv", "step,entropy,entropy,reward\n1,2,3,4\n", "several columns of 'entropy'"),
+        ("x.csv", "step,a - entropy,b - reward\n1,2,3\n", r"recognised as reward \(--reward\)"),
         ("x.jsonl", "[1]\n", "line 1 is not an object"),
         ("x.json", '{"a": 1}', "`log_history`"),
         ("x.json", "{", "not JSON"),
@@ -166,12 +207,12 @@ def test_a_column_that_is_given_must_exist(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_runs_stands_for_its_runs(tmp_path: Path) -> None:
-    for name in ("b", "a"):
-        pyrl_run(tmp_path / "study" / name)
+    pyrl_run(tmp_path / "study" / "b")
+    events(tmp_path / "study").rename(tmp_path / "study" / "a")
     (tmp_path / "study" / "logs").mkdir()
     (tmp_path / "x.csv").write_text("")
     assert expand([tmp_path / "x.csv", tmp_path / "study"]) == [tmp_path / n for n in ("x.csv", "study/a", "study/b")]
-    with pytest.raises(ConfigError, match=r"logs holds no metrics\.jsonl"):
+    with pytest.raises(ConfigError, match=r"logs holds none of metrics\.jsonl"):
         expand([tmp_path / "study" / "logs"])
     with pytest.raises(ConfigError, match="gone does not exist"):
         expand([tmp_path / "gone"])
