@@ -1,9 +1,11 @@
-"""Which tokens of the quickstart's task have a large covariance, over a run: `python scripts/ring_walk_tokens.py RUN`
+"""Which tokens of the quickstart's task have a large covariance, over a run, and what becomes of the gates.
 
-For each checkpoint of a run (`checkpoint: {every: 50, keep_last: 8}`) and the policy it started from, samples 64
-held-out prompts x 8 at temperature 1 and prints a row of CSV: the mean covariance of log-prob and advantage over *free*
-tokens (the first three moves: many would do) and over *erring* tokens (a place that is not the sum); and of the tokens
-with a covariance in Clip-Cov's band the share that is of each kind.
+    python scripts/ring_walk_tokens.py TABLE.csv PICTURE.png RUN [RUN ...]
+
+For each checkpoint of a run of `configs/study/paper.yaml` and the policy it started from, samples 64 held-out prompts x
+8 at temperature 1 and writes a row of CSV: the mean covariance of log-prob and advantage over *free* tokens (the first
+three moves: many would do) and over *erring* tokens (a place that is not the sum); of the tokens with a covariance in
+Clip-Cov's band the share that is of each kind; and the number of gates that the run's own validation then found.
 """
 
 from __future__ import annotations
@@ -13,23 +15,30 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import torch
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pyrl.algorithms.advantage import grpo
+from pyrl.analysis.plots import RUN_COLOURS, STYLE
 from pyrl.config import RunConfig
 from pyrl.data.prompts import load_prompts
 from pyrl.learner.export import export_checkpoint
+from pyrl.quickstart.summary import gates_found
 from pyrl.reward.ring_walk import grade
+from pyrl.telemetry.jsonl import read_jsonl
 from pyrl.types import Prompt
 
 PROMPTS, SAMPLES, BAND, SEED = 64, 8, (1.0, 5.0), 0
 PLACES, FREE_TOKENS = 24, 6
 """Of the standard task; the last move is given by the goal."""
 COLUMNS = ("run", "step", "reward", "entropy", "free_covariance", "erring_covariance", "free_tokens", "erring_tokens",
-           "in_band", "in_band_free", "in_band_erring")  # fmt: skip
+           "in_band", "in_band_free", "in_band_erring", "gates_found")  # fmt: skip
 
 
 @torch.no_grad()
@@ -98,19 +107,59 @@ def measure(policy: Path, config: RunConfig) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    out = csv.DictWriter(sys.stdout, COLUMNS)
-    out.writeheader()
-    for run in map(Path, sys.argv[1:]):
-        config = RunConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
+def gates_by_step(run: Path) -> dict[int, int]:
+    rows: dict[int, list[dict]] = {}
+    for row in read_jsonl(run / "validation.jsonl"):
+        rows.setdefault(row["step"], []).append(row)
+    return {step: sum(gates_found(questions).values()) for step, questions in rows.items()}
+
+
+def follow(run: Path) -> list[dict[str, Any]]:
+    """The rows of one run."""
+    config = RunConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
+    gates, rows = gates_by_step(run), []
+    with tempfile.TemporaryDirectory() as folder:
         policies = {0: config.model.path}
-        with tempfile.TemporaryDirectory() as folder:
-            for checkpoint in sorted((run / "checkpoints").glob("step_*")):
-                step = int(checkpoint.name.removeprefix("step_"))
-                policies[step] = export_checkpoint(checkpoint, Path(folder) / checkpoint.name)
-            for step, policy in policies.items():
-                numbers = {name: f"{value:.4g}" for name, value in measure(policy, config).items()}
-                out.writerow({"run": f"{run.parent.name}/{run.name}", "step": step} | numbers)
+        for checkpoint in sorted((run / "checkpoints").glob("step_*")):
+            step = int(checkpoint.name.removeprefix("step_"))
+            policies[step] = export_checkpoint(checkpoint, Path(folder) / checkpoint.name)
+        for step, policy in policies.items():
+            named = {"run": f"{run.parent.name}/{run.name}", "step": step, "gates_found": gates[step]}
+            rows.append(named | measure(policy, config))
+    return rows
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Covariance of both kinds, their shares of the band, and the gates, over the steps."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(12.5, 3.4), layout="constrained", facecolor="white")
+        panels = figure.subplots(1, 3)
+        for number, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
+            own = [row for row in rows if row["run"] == run]
+            steps, colour = [row["step"] for row in own], RUN_COLOURS[number]
+            for name, dash in (("free", "-"), ("erring", ":")):
+                values = [row[f"{name}_covariance"] for row in own], [row[f"in_band_{name}"] for row in own]
+                for axes, series in zip(panels, values, strict=False):
+                    axes.plot(steps, series, dash, color=colour, label=f"{run.partition('/')[0]}, {name} tokens")
+            panels[2].plot(steps, [row["gates_found"] for row in own], color=colour, drawstyle="steps-post")
+        titles = ("Mean covariance, nats", "Share of Clip-Cov's band", "Gates found")
+        for axes, title in zip(panels, titles, strict=True):
+            axes.set_title(title, loc="left", pad=8)
+            axes.set_xlabel("step")
+        panels[0].legend(frameon=False, fontsize=9)
+        FigureCanvasAgg(figure).print_png(path)
+
+
+def main() -> None:
+    table, picture, *runs = map(Path, sys.argv[1:])
+    rows = [row for run in runs for row in follow(run)]
+    with table.open("w", newline="", encoding="utf-8") as file:
+        out = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        out.writeheader()
+        for row in rows:
+            numbers = {name: f"{value:.4g}" for name, value in row.items() if isinstance(value, float)}
+            out.writerow(row | numbers)
+    draw(rows, picture)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ from pyrl.telemetry.progress import StepProgress
 
 TRAIN_PROMPTS, VALIDATION_PROMPTS = 4000, 200
 DEMONSTRATED_PROMPTS, DEMONSTRATIONS = 4000, 102_400
-SUPERVISED_STEPS, SUPERVISED_BATCH = 1600, 128
-SUPERVISED_OPTIMIZER = {"lr": 2e-3, "betas": (0.9, 0.98)}
+SUPERVISED_STEPS, SUPERVISED_BATCH = 2400, 128
+SUPERVISED_OPTIMIZER = {"lr": 2e-3, "betas": (0.9, 0.98), "weight_decay": 0.1}
 SUPERVISED_LOSS = 1.40
 """Nats a token, at which the supervised phase ends, after some 500 to 1,100 steps."""
 MARKER = ".quickstart"
