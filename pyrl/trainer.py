@@ -24,6 +24,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pyrl.algorithms.controllers import Control, build_control
+from pyrl.analysis.spent_entropy import spent_entropy_notice
 from pyrl.config import ConfigError, RunConfig
 from pyrl.data.cursor import PromptCursor
 from pyrl.data.prompts import fingerprint, load_prompts
@@ -302,10 +303,17 @@ class Run:
         return sample_row(step, group, 0, self.tokenizer.decode)
 
     def _warn(self, record: StepRecord) -> None:
-        spent = self.fits.alarm(record)
-        for message in (self._unjudged(record), spent, *self.health.messages):
+        for message in (self._unjudged(record), self._spent(record), *self.health.messages):
             if message and self.parallel.rank == 0:
                 log.warning(message)
+
+    def _spent(self, record: StepRecord) -> str | None:
+        if not self.fits.is_nearly_spent(record):
+            return None
+        law = self.fits.law
+        message = spent_entropy_notice(law.steps, law.entropy, law.reward)
+        self.fits.noticed = message is not None
+        return message
 
     def _unjudged(self, record: StepRecord) -> str | None:
         total = record["verdicts_right"] + record["verdicts_wrong"] + record["verdicts_unjudged"]

@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "study": {"jobs", "quickstart", "run_folder", "analysis", "evaluation", *STAGES},
     "quickstart": {"jobs", "run_folder", "analysis", "evaluation", *STAGES},
     "jobs": {"trainer", "rollout", "learner", "foreign_warnings"},
-    "trainer": {"evaluation", "run_folder", *STAGES},
+    "trainer": {"analysis", "evaluation", "run_folder", *STAGES},
     "run_folder": {"learner"},
     "stages": {"evaluation", "ops", *STAGES},
     "evaluation": {"rollout", "reward", "data", "ops"},

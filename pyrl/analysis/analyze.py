@@ -12,12 +12,10 @@ from typing import Any, get_args
 
 import numpy as np
 
+from pyrl.analysis.early_prediction import EARLY_SHARE, END_SHARE, EarlyPrediction, predict_from_start
 from pyrl.analysis.entropy_dynamics import Dynamics, run_dynamics
 from pyrl.analysis.entropy_law import Budget, EntropyLaw, Method, budget_left, finite_pairs, fit_entropy_law
 from pyrl.analysis.law_checks import (
-    EARLY_SHARE,
-    END_SHARE,
-    EarlyPrediction,
     GroupsTest,
     LawCheck,
     OneLawTest,
@@ -25,7 +23,6 @@ from pyrl.analysis.law_checks import (
     check_law,
     groups_test,
     one_law_test,
-    predict_from_start,
     size_trend,
 )
 from pyrl.analysis.training_logs import Curve, expand, read_curves
@@ -87,10 +84,11 @@ class Analysis:
 
     runs: list[RunAnalysis]
     options: Options
+    groups: GroupsTest | None = None
+    """Over runs; where there is one it comes before `one_law`, which takes the runs of a group for equal."""
+    groups_problem: str | None = None
     one_law: OneLawTest | None = None
     one_law_problem: str | None = None
-    groups: GroupsTest | None = None
-    groups_problem: str | None = None
     size_trends: dict[str, SizeTrend] = field(default_factory=dict)
     sizes_problem: str | None = None
 
@@ -150,10 +148,10 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
             "law": "reward = -a exp(entropy) + b, entropy in nats a token",
             "options": dataclasses.asdict(analysis.options),
             "runs": [_run_json(run) for run in analysis.runs],
-            "one_law": analysis.one_law and dataclasses.asdict(analysis.one_law),
-            "one_law_problem": analysis.one_law_problem,
-            "groups": analysis.groups and dataclasses.asdict(analysis.groups),
+            "groups": analysis.groups and dataclasses.asdict(analysis.groups) | {"observations": "runs"},
             "groups_problem": analysis.groups_problem,
+            "one_law": analysis.one_law and dataclasses.asdict(analysis.one_law) | {"observations": "steps"},
+            "one_law_problem": analysis.one_law_problem,
             "size_trends": {name: dataclasses.asdict(trend) for name, trend in analysis.size_trends.items()},
             "sizes_problem": analysis.sizes_problem,
         }
@@ -171,7 +169,7 @@ def _analyze_run(run: RunAnalysis, options: Options) -> RunAnalysis:
     except ValueError as error:
         run.problem = str(error)
         return run
-    run.check = check_law(run.law, curve.entropy, curve.reward, method=method)
+    run.check = check_law(run.law, curve.entropy, curve.reward, steps=curve.steps, method=method)
     entropy = run.pairs[0]
     run.end_entropy = float(np.log(np.exp(entropy[-max(1, round(END_SHARE * entropy.size)) :]).mean()))
     run.budget = budget_left(run.law, run.end_entropy)

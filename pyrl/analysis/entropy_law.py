@@ -148,7 +148,7 @@ def fit_entropy_law(
         a=float(a), b=float(b), a_se=float(np.sqrt(v[0, 0])), b_se=float(np.sqrt(v[1, 1])), ceiling=float(b - a),
         ceiling_se=float(np.sqrt(max(v[0, 0] + v[1, 1] - 2 * v[0, 1], 0.0))),
         r2=1 - squares / total if np.ptp(y) > 0 else None, rmse=float(np.sqrt(squares / y.size)), n=int(y.size),
-        n_dropped=n_dropped, covariance=v, noise_sd=_noise_sd(fit.residuals, method),
+        n_dropped=n_dropped, covariance=v, noise_sd=residual_sd(fit.residuals, method),
         start_entropy=float(np.log(x[:START_PAIRS].mean())), entropy_range=(float(h.min()), float(h.max())),
         noise=fit.noise,
     )  # fmt: skip
@@ -218,7 +218,8 @@ def _scale(residuals: np.ndarray) -> float:
     return 1.4826 * float(np.median(np.abs(residuals)))
 
 
-def _noise_sd(residuals: np.ndarray, method: Method) -> float:
+def residual_sd(residuals: np.ndarray, method: Method) -> float:
+    """Standard deviation of one step's reward around a fit of two coefficients."""
     n = residuals.size
     robust = _scale(residuals) * np.sqrt(n / (n - 2)) if method == "huber" else 0.0
     return float(robust or np.sqrt(residuals @ residuals / (n - 2)))

@@ -1,5 +1,4 @@
-"""Does a curve follow the law, does the law's beginning tell its end, does one law serve several runs, and how do a
-and b change with model size."""
+"""Does a curve follow the law, does one law serve several runs, and how do a and b change with model size."""
 
 from __future__ import annotations
 
@@ -17,21 +16,17 @@ from pyrl.analysis.entropy_law import (
     EntropyLaw,
     Method,
     finite_pairs,
-    fit_entropy_law,
     linear_fit,
 )
+from pyrl.analysis.regressors import ENTROPY_FORMS, LAW, MARGIN, TIME_FORMS, Comparison, compare_regressors
 
-Verdict = Literal["follows", "reversed", "no slope", "bent"]
+Verdict = Literal["follows", "reversed", "no slope", "bent", "trend in time", "another form"]
 
 SLOPE_P = 0.05
 """Two-sided level at which the slope a must differ from 0."""
 BEND_P = 0.01
 BEND_SHARE = 0.05
 """A bend counts from this share of the law's own rise: in a long run any departure becomes significant."""
-EARLY_SHARE = 0.15
-"""The paper fits the first 36 of 236 steps, 15%."""
-END_SHARE = 0.1
-"""The end of a run is the mean of this last share of its steps: the reward of one step is mostly noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +42,8 @@ class LawCheck:
     bend_p: float | None
     bend_share: float | None
     """Root mean square of that term over the steps, as a share of the law's rise |a| (max e^H - min e^H)."""
-
-
-@dataclass(frozen=True, slots=True)
-class EarlyPrediction:
-    """A law fitted to the first steps, held against the others: reward predicted from their measured entropy."""
-
-    law: EntropyLaw
-    share: float
-    n_fit: int
-    n_predicted: int
-    last_fit_step: int
-    rmse: float
-    """Over all predicted steps, in units of reward; it holds the noise of a step's reward too."""
-    noise_rmse: float
-    """What the law fitted to the whole run leaves over the same steps: no prediction can be much better."""
-    end_error: float
-    """Predicted minus measured mean reward of the last tenth of the run."""
-    band_coverage: float
-    """Share of the predicted steps that the 95% prediction band holds."""
+    rivals: Comparison | None = None
+    """exp(H) against H, log H and the step; None with too few pairs for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +92,18 @@ class SizeTrend:
 
 
 def check_law(
-    law: EntropyLaw, entropy: ArrayLike, reward: ArrayLike, *, method: Method = "ols", cov: Covariance = "hac"
-) -> LawCheck:
-    """Hold `law`, fitted to these pairs, against its slope's sign and against a bend."""
+    law: EntropyLaw, entropy: ArrayLike, reward: ArrayLike, *, steps: ArrayLike | None = None,
+    method: Method = "ols", cov: Covariance = "hac",
+) -> LawCheck:  # fmt: skip
+    """Hold `law`, fitted to these pairs, against its slope's sign, a bend, a trend in time and other forms of entropy.
+
+    `steps`: the numbers of the pairs' steps; without them 0, 1, 2, ...
+    """
+    (places, h, y), _ = finite_pairs(np.arange(len(entropy)) if steps is None else steps, entropy, reward)
     slope_t = law.a / law.a_se if law.a_se > 0 else np.copysign(np.inf, law.a)
     slope_p = float(2 * stats.t.sf(abs(slope_t), law.degrees_of_freedom))
-    bend_t, bend_p, bend_share = _bend(law, entropy, reward, method, cov)
+    bend_t, bend_p, bend_share = _bend(law, h, y, method, cov)
+    rivals = compare_regressors(places, h, y)
     slope = f"a = {law.a:.3g} +- {law.a_se:.2g} (t = {slope_t:.1f}, p = {slope_p:.2g})"
     if slope_p > SLOPE_P:
         verdict, reason = "no slope", f"reward does not change with exp(H): {slope}"
@@ -129,36 +113,15 @@ def check_law(
         verdict = "bent"
         reason = (f"reward is not linear in exp(H): a quadratic term has t = {bend_t:.1f}, p = {bend_p:.2g}, and moves "
                   f"the curve by {bend_share:.0%} of the law's rise")  # fmt: skip
+    elif rivals is None and law.rmse > 0:
+        verdict, reason = "trend in time", f"{h.size} steps are too few to compare exp(H) with the step"
+    elif rivals is not None and rivals.lead(TIME_FORMS) < MARGIN:
+        verdict, reason = "trend in time", f"{_rival_words(rivals, TIME_FORMS)}; {slope}"
+    elif rivals is not None and rivals.lead(ENTROPY_FORMS) <= -MARGIN:
+        verdict, reason = "another form", f"{_rival_words(rivals, ENTROPY_FORMS)}; {slope}"
     else:
         verdict, reason = "follows", slope + ("" if law.r2 is None else f", R2 = {law.r2:.3f}")
-    return LawCheck(verdict, reason, float(slope_t), slope_p, bend_t, bend_p, bend_share)
-
-
-def predict_from_start(
-    steps: ArrayLike, entropy: ArrayLike, reward: ArrayLike, *, share: float = EARLY_SHARE,
-    method: Method = "ols", cov: Covariance = "hac",
-) -> EarlyPrediction:  # fmt: skip
-    """Fit the first `share` of the finite pairs (at least 5) and predict the others from their entropy.
-
-    ValueError: `share` outside (0, 1), the first pairs cannot be fitted, or fewer than 5 pairs remain to predict.
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"share {share}: want a fraction between 0 and 1, e.g. {EARLY_SHARE}")
-    (steps, h, y), _ = finite_pairs(steps, entropy, reward)
-    n_fit = max(MINIMUM_PAIRS, round(share * h.size))
-    if h.size - n_fit < MINIMUM_PAIRS:
-        raise ValueError(f"{h.size} finite pairs: {n_fit} to fit leave {max(0, h.size - n_fit)} to predict, want at "
-                         f"least {MINIMUM_PAIRS}")  # fmt: skip
-    law = fit_entropy_law(h[:n_fit], y[:n_fit], method=method, cov=cov)
-    whole = fit_entropy_law(h, y, method=method, cov=cov)
-    band = law.predict(h[n_fit:], 0.95)
-    error = band.reward - y[n_fit:]
-    end = max(1, round(END_SHARE * h.size))
-    return EarlyPrediction(
-        law, share, n_fit, h.size - n_fit, int(steps[n_fit - 1]), _rms(error),
-        _rms(whole.predict(h[n_fit:]) - y[n_fit:]), float(error[-end:].mean()),
-        float(((band.low <= y[n_fit:]) & (y[n_fit:] <= band.high)).mean()),
-    )  # fmt: skip
+    return LawCheck(verdict, reason, float(slope_t), slope_p, bend_t, bend_p, bend_share, rivals)
 
 
 def one_law_test(laws: Sequence[EntropyLaw], pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> OneLawTest:
@@ -221,10 +184,9 @@ def size_trend(parameters: Sequence[float], coefficients: Sequence[float]) -> Si
 
 
 def _bend(
-    law: EntropyLaw, entropy: ArrayLike, reward: ArrayLike, method: Method, cov: Covariance
+    law: EntropyLaw, h: np.ndarray, y: np.ndarray, method: Method, cov: Covariance
 ) -> tuple[float | None, float | None, float | None]:
     """(t, p, share of the rise) of a quadratic term in exp(H)."""
-    (h, y), _ = finite_pairs(entropy, reward)
     x = np.exp(h)
     unit = 2 * (x - x.min()) / np.ptp(x) - 1
     design = np.column_stack([np.ones_like(unit), unit, unit**2])
@@ -237,6 +199,15 @@ def _bend(
     t = fit.coefficients[2] / np.sqrt(fit.covariance[2, 2])
     share = abs(fit.coefficients[2]) * _rms(beyond_line) / (abs(law.a) * np.ptp(x))
     return float(t), float(2 * stats.t.sf(abs(t), h.size - 3)), float(share)
+
+
+def _rival_words(rivals: Comparison, names: Sequence[str]) -> str:
+    """`log step explains the reward better than exp(H), by 12.3 of AICc`; of the best of `names`."""
+    rival = next(c for c in rivals.candidates if c.name in names and c.name != LAW)
+    lead = rivals.lead([rival.name])
+    if lead >= 0:
+        return f"exp(H) is ahead of {rival.name} by only {lead:.1f} of AICc, less than {MARGIN:g}"
+    return f"{rival.name} explains the reward better than exp(H), by {-lead:.1f} of AICc"
 
 
 def _rms(values: np.ndarray) -> float:

@@ -127,7 +127,7 @@ def draw_early(axes: Axes, run: RunAnalysis, number: int) -> None:
     kept = np.isfinite(curve.entropy) & np.isfinite(curve.reward)
     steps, entropy = curve.steps[kept], curve.entropy[kept]
     _series(axes, steps, curve.reward[kept], number)
-    band = early.law.predict(entropy, 0.95)
+    band = early.predict(entropy)
     window = smoothing_window(steps.size)
     low, high = smooth(band.low, window), smooth(band.high, window)
     axes.fill_between(steps, low, high, color=INK, alpha=0.1, linewidth=0, zorder=1)

@@ -31,14 +31,21 @@ LONGEST_MEMORY = 1 / 3
 EQUAL_VARIANCE_WEIGHT = 20.0
 """How many squared residuals the assumption of equal variance is worth when the sandwich is formed."""
 
+FEWEST_DIFFERENCED = 10
+"""Values from which first differences give their noise."""
+
 
 @dataclass(frozen=True, slots=True)
 class NoiseModel:
-    """The most likely member of the grid, and how likely white noise is; for reports."""
+    """The most likely member of the grid, how likely white noise is, and averages over the grid by likelihood."""
 
     phi: float
     share: float
     white_probability: float
+    variance: float
+    """Of one error. Above the residuals' own where they drift: a short curve has less than a drift's whole range."""
+    effective_steps: float
+    """Independent errors whose mean would be as precise as that of these."""
 
 
 def errors_covariance(q: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, NoiseModel]:
@@ -48,8 +55,8 @@ def errors_covariance(q: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, No
     """
     n, p = q.shape
     if n <= p or not np.any(errors):
-        return np.zeros((p, p)), NoiseModel(0.0, 0.0, 1.0)
-    grid = _grid(n)
+        return np.zeros((p, p)), NoiseModel(0.0, 0.0, 1.0, 0.0, float(n))
+    grid = noise_grid(n)
     likelihood, variance = np.array([_restricted_likelihood(q, errors, phi, share) for phi, share in grid]).T
     prior = np.full(len(grid), (1 - WHITE_PRIOR) / max(1, len(grid) - 1))
     prior[0] = WHITE_PRIOR
@@ -65,7 +72,22 @@ def errors_covariance(q: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, No
         memory += w * 2 * (share * phi) ** 2 / (1 - phi**2)
     model = _unequal_variance(model, sandwich, q, errors, memory)
     best = grid[int(weight.argmax())]
-    return model, NoiseModel(*best, white_probability=float(weight[0]))
+    inflation = [1 + 2 * share * phi / (1 - phi) for phi, share in grid]
+    return model, NoiseModel(*best, float(weight[0]), float(weight @ variance), n / float(weight @ inflation))
+
+
+def difference_noise(values: np.ndarray) -> float | None:
+    """Standard deviation of one step's independent noise, from first differences: sqrt(mean(d^2) / 2), with d of the
+    values [n] less their cubic trend in the step (von Neumann et al. 1941).
+
+    No fit to anything but the step enters, so it says what any fit must leave. Drift that lasts for several steps
+    counts for little in it. None below 10 values.
+    """
+    if values.size < FEWEST_DIFFERENCED:
+        return None
+    place = np.linspace(-1, 1, values.size)
+    detrended = values - np.polyval(np.polyfit(place, values, 3), place)
+    return float(np.sqrt(np.mean(np.diff(detrended) ** 2) / 2))
 
 
 def white_covariance(q: np.ndarray, errors: np.ndarray) -> np.ndarray:
@@ -74,31 +96,36 @@ def white_covariance(q: np.ndarray, errors: np.ndarray) -> np.ndarray:
     return np.eye(p) * (errors @ errors / (n - p) if n > p else 0.0)
 
 
-def _grid(n: int) -> list[tuple[float, float]]:
+def noise_grid(n: int) -> list[tuple[float, float]]:
+    """(phi, share) of the noise models tried on n steps, white noise first."""
     memories = [phi for phi in PHI if 1 / (1 - phi) <= LONGEST_MEMORY * n]
     return [(0.0, 0.0), *((phi, share) for phi in memories for share in SHARE)]
 
 
+def weighted_gram(data: np.ndarray, phi: float, share: float) -> tuple[np.ndarray, float]:
+    """(data' C^-1 data, log det C) for data [n, k] under correlation C = share AR(phi) + (1 - share) I, in O(n): the
+    inverse is (share I + (1 - share) T)^-1 T with T tridiagonal."""
+    if not share:
+        return data.T @ data, 0.0
+    n = data.shape[0]
+    diagonal = np.full(n, (1 + phi**2) / (1 - phi**2))
+    diagonal[[0, -1]] = 1 / (1 - phi**2)
+    beside = -phi / (1 - phi**2)
+    t_data = diagonal[:, None] * data
+    t_data[:-1] += beside * data[1:]
+    t_data[1:] += beside * data[:-1]
+    band = np.zeros((2, n))
+    band[0, 1:] = (1 - share) * beside
+    band[1] = share + (1 - share) * diagonal
+    factor = cholesky_banded(band, check_finite=False)
+    weighted = cho_solve_banded((factor, False), t_data, check_finite=False)
+    return data.T @ weighted, float(2 * np.log(factor[1]).sum() + (n - 1) * np.log1p(-(phi**2)))
+
+
 def _restricted_likelihood(q: np.ndarray, errors: np.ndarray, phi: float, share: float) -> tuple[float, float]:
-    """(log restricted likelihood up to a constant, variance of one error) under correlation
-    C = share AR(phi) + (1 - share) I, whose inverse is (share I + (1 - share) T)^-1 T with T tridiagonal."""
+    """(log restricted likelihood up to a constant, variance of one error)."""
     n, p = q.shape
-    data = np.column_stack([q, errors])
-    weighted, log_det = data, 0.0
-    if share:
-        diagonal = np.full(n, (1 + phi**2) / (1 - phi**2))
-        diagonal[[0, -1]] = 1 / (1 - phi**2)
-        beside = -phi / (1 - phi**2)
-        t_data = diagonal[:, None] * data
-        t_data[:-1] += beside * data[1:]
-        t_data[1:] += beside * data[:-1]
-        band = np.zeros((2, n))
-        band[0, 1:] = (1 - share) * beside
-        band[1] = share + (1 - share) * diagonal
-        factor = cholesky_banded(band, check_finite=False)
-        weighted = cho_solve_banded((factor, False), t_data, check_finite=False)
-        log_det = 2 * np.log(factor[1]).sum() + (n - 1) * np.log1p(-(phi**2))
-    gram = data.T @ weighted
+    gram, log_det = weighted_gram(np.column_stack([q, errors]), phi, share)
     xx, xe = gram[:p, :p], gram[:p, p]
     variance = max(gram[p, p] - xe @ np.linalg.solve(xx, xe), np.finfo(float).tiny) / (n - p)
     return -0.5 * ((n - p) * np.log(variance) + log_det + np.linalg.slogdet(xx)[1]), variance

@@ -59,6 +59,8 @@ def render_html(findings: Findings) -> str:
         flat_rows=[(f.run, _flat_cells(f)) for f in findings.flatness],
         law_rows=law_report.law_table(law) if law else [],
         law_said=[f"{run.label}: {law_report.finding(run)}" for run in law.runs] if law else [],
+        rival_names=law_report.RIVALS,
+        rival_rows=law_report.rivals_table(law) if law else [],
         law_shared=law_report.shared_findings(law) if law else [],
         early_rows=law_report.early_table(law) if law else [],
         dynamics_rows=law_report.dynamics_table(law) if law else [],

@@ -1,6 +1,7 @@
 """What the records of a run so far say of its entropy: how well covariance predicts its change, and what reward the
-law leaves to be had. Online sums alone, so a step costs the same however long the run; `pyrl analyze` makes the full
-fits, with errors, afterwards.
+law leaves to be had. Online sums, so a step costs the same however long the run; `pyrl analyze` makes the full fits,
+with errors, afterwards. The pairs themselves are kept for the few full fits that a run makes of its own: when its
+entropy is nearly spent (`pyrl.analysis.spent_entropy`).
 
     fits = RunningFits()
     record |= fits.add(record)          # once a step
@@ -24,8 +25,10 @@ LAW_MIN_R2 = 0.5
 """Below it the law explains less of the reward than chance and time do: nothing is predicted from it."""
 LAW_WINDOW = 5
 """Steps whose mean exp(entropy) is where the run started, or is now."""
-SPENT_ALARM = 0.9
-"""Share of the reachable gain."""
+NEARLY_SPENT = 0.1
+"""Share of the budget from which on the law is looked at in full."""
+LOOK_EVERY, LOOK_GROWTH = 10, 1.05
+"""Steps between two full looks: at least the first, and so many that a long run takes few."""
 
 
 @dataclass(slots=True)
@@ -96,9 +99,16 @@ class LawFit:
     first: list[float] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
     """exp H of the first and of the last `LAW_WINDOW` steps."""
+    steps: list[int] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    reward: list[float] = field(default_factory=list)
+    """Every pair, with its step."""
 
-    def add(self, entropy: float, reward: float) -> None:
+    def add(self, step: int, entropy: float, reward: float) -> None:
         x = math.exp(entropy)
+        self.steps.append(step)
+        self.entropy.append(entropy)
+        self.reward.append(reward)
         self.points.add(x, reward)
         if len(self.first) < LAW_WINDOW:
             self.first.append(x)
@@ -131,8 +141,10 @@ class RunningFits:
         default_factory=lambda: {name: PredictorFit() for name in ENTROPY_PREDICTORS}
     )
     law: LawFit = field(default_factory=LawFit)
-    alarmed: bool = False
-    """Whether `alarm` has spoken: it does once a run."""
+    noticed: bool = False
+    """Whether the run was told that its entropy is spent: it is once."""
+    next_look: int = 0
+    """Pairs from which on `is_nearly_spent` says yes again."""
 
     def add(self, record: dict[str, Any]) -> dict[str, Any]:
         """Take in a step's record; returns the fields that it adds. A prediction uses earlier steps alone."""
@@ -149,32 +161,28 @@ class RunningFits:
             metrics[f"entropy_change_lag1_correlation_{name}"] = fit.lagged.correlation()
         self.measurements += change is not None
         if record["entropy"] is not None and record["reward_mean"] is not None:
-            self.law.add(record["entropy"], record["reward_mean"])
+            self.law.add(record["step"], record["entropy"], record["reward_mean"])
         return metrics | {"entropy_change_measurements": self.measurements} | self.law.metrics()
 
-    def alarm(self, record: dict[str, Any]) -> str | None:
-        """A warning for the log, once, when `record` (with what `add` returned) says that the gain is spent."""
-        left = record["entropy_budget_left"]
-        if self.alarmed or left is None or left > 1 - SPENT_ALARM:
-            return None
-        self.alarmed = True
-        return (
-            f"step {record['step']}: {100 * (1 - left):.0f}% of the reward gain that entropy can buy is spent. The law "
-            f"R = -a exp(H) + b, fitted to {self.law.points.n} steps (R2 {record['entropy_law_r2']:.2f}), ends at "
-            f"reward {record['reward_ceiling_predicted']:.3g} when entropy is 0; this step has reward "
-            f"{record['reward_mean']:.3g} and entropy {record['entropy']:.3g} nats. More steps are unlikely to gain "
-            "much: keep entropy up from the start with loss.name kl_cov or clip_cov"
-        )
+    def is_nearly_spent(self, record: dict[str, Any]) -> bool:
+        """Whether it is time for a full look at the law: `record` (with what `add` returned) says that the budget is
+        nearly spent, the run was not told so yet, and the last look is some steps ago."""
+        left, n = record["entropy_budget_left"], self.law.points.n
+        if self.noticed or left is None or left > NEARLY_SPENT or n < self.next_look:
+            return False
+        self.next_look = max(n + LOOK_EVERY, math.ceil(LOOK_GROWTH * n))
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """What JSON holds without loss."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.measurements, self.alarmed = state["measurements"], state["alarmed"]
+        self.measurements = state["measurements"]
+        self.noticed, self.next_look = state["noticed"], state["next_look"]
         self.predictors = {
             name: PredictorFit(PairMoments(**fit["same_step"]), PairMoments(**fit["lagged"]), fit["last_covariance"])
             for name, fit in state["predictors"].items()
         }
         law = state["law"]
-        self.law = LawFit(PairMoments(**law["points"]), list(law["first"]), list(law["recent"]))
+        self.law = LawFit(**law | {"points": PairMoments(**law["points"])})

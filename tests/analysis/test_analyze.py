@@ -84,8 +84,9 @@ def test_the_page_is_self_contained_and_says_what_was_found(written: Path) -> No
     assert "bent<b> does not follow the law: bent (reward is not linear in exp(H): a quadratic term has t =" in text
     assert "flat no law fitted: entropy is constant (0.5 in all 30 finite pairs)" in text
     assert "1 of 120 steps lack entropy or reward" in text
-    assert "One law for all runs is rejected: F(8, " in text
-    for heading in ("Early prediction", "Model size", "Entropy dynamics", "Where the numbers come from"):
+    assert "With steps as the observations, one law for all runs is rejected: F(8, " in text
+    headings = "Early prediction", "Model size", "Entropy dynamics", "Where the numbers come from", "its rivals"
+    for heading in headings:
         assert heading in text
     # law, entropy, five early predictions, sizes, dynamics scatter and time
     assert raw.count("<svg") == 10 and not re.search(r'(?:fill|stroke): #(?!fff)', raw)

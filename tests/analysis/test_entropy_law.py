@@ -81,7 +81,7 @@ def test_likelihood_of_the_noise_is_that_of_the_dense_matrix() -> None:
     errors = ar1(n, 0.5, rng)
     errors -= q @ (q.T @ errors)
     differences = []
-    for phi, share in noise._grid(n):
+    for phi, share in noise.noise_grid(n):
         c = share * phi ** np.abs(np.subtract.outer(np.arange(n), np.arange(n))) + (1 - share) * np.eye(n)
         w = np.linalg.inv(c)
         xx = q.T @ w @ q

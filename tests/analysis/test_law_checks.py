@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from pyrl.analysis.entropy_law import fit_entropy_law
-from pyrl.analysis.law_checks import check_law, groups_test, one_law_test, predict_from_start, size_trend
+from pyrl.analysis.law_checks import check_law, groups_test, one_law_test, size_trend
 from tests.analysis.curves import NOISE, A, B, ar1, entropy_curve, law_curve
 
 
@@ -16,9 +16,12 @@ def check(entropy, reward):
 
 
 def test_curves_of_the_law_are_said_to_follow_it() -> None:
-    rng = np.random.default_rng(0)
-    verdicts = [check(*law_curve(150, rng, rho=rho)).verdict for rho in (0.0, 0.8) for _ in range(40)]
-    assert verdicts.count("follows") >= 77
+    """Under strong dependence fewer curves can be told from a trend in time."""
+    for rho, fewest in ((0.0, 36), (0.8, 32)):
+        rng = np.random.default_rng(0)
+        verdicts = [check(*law_curve(150, rng, rho=rho)).verdict for _ in range(40)]
+        assert verdicts.count("follows") >= fewest
+        assert set(verdicts) <= {"follows", "trend in time", "another form"}
 
 
 def test_a_curve_against_the_law_is_named_with_its_statistic() -> None:
@@ -43,32 +46,6 @@ def test_a_bend_too_small_to_matter_is_no_departure() -> None:
 def test_bend_is_not_tested_on_a_handful_of_steps() -> None:
     result = check(*law_curve(8, np.random.default_rng(3)))
     assert result.bend_t is None and result.bend_share is None
-
-
-def test_early_prediction_is_a_fit_to_the_first_steps_alone() -> None:
-    rng = np.random.default_rng(4)
-    entropy, reward = law_curve(240, rng)
-    entropy[7] = np.nan
-    steps = np.arange(1, 241)
-    early = predict_from_start(steps, entropy, reward)
-    kept = np.isfinite(entropy)
-    law = fit_entropy_law(entropy[kept][:36], reward[kept][:36])
-    error = law.predict(entropy[kept][36:]) - reward[kept][36:]
-    assert (early.n_fit, early.n_predicted, early.last_fit_step) == (36, 203, 37)
-    assert early.rmse == pytest.approx(math.sqrt(np.mean(error**2)))
-    assert early.end_error == pytest.approx(error[-24:].mean())
-    assert NOISE * 0.8 < early.noise_rmse <= early.rmse < 2 * NOISE and abs(early.end_error) < NOISE
-    assert early.band_coverage > 0.85
-    late = reward + np.where(steps > 120, 0.2, 0.0)  # what happens later cannot reach the fit
-    assert predict_from_start(steps, entropy, late).law.a == early.law.a
-
-
-def test_early_prediction_needs_pairs_on_both_sides() -> None:
-    entropy, reward = law_curve(9, np.random.default_rng(5))
-    with pytest.raises(ValueError, match="5 to fit leave 4 to predict"):
-        predict_from_start(range(9), entropy, reward)
-    with pytest.raises(ValueError, match=r"share 1\.5"):
-        predict_from_start(range(9), entropy, reward, share=1.5)
 
 
 def laws_of(curves):
