@@ -14,6 +14,7 @@ from PIL import Image
 from pyrl.analysis.analyze import Options, analyze, to_json, write_analysis
 from pyrl.analysis.entropy_dynamics import MEASURED
 from pyrl.analysis.entropy_law import fit_entropy_law
+from pyrl.analysis.law_report import shared_findings
 from pyrl.config import ConfigError
 from tests.analysis.curves import A, B, ar1, law_curve
 
@@ -144,7 +145,24 @@ def test_runs_that_differ_in_seed_and_places_are_one_group(tmp_path: Path) -> No
     assert analysis.groups.runs == 8 and analysis.groups.p < 0.01
     given = analyze([tmp_path], Options(groups=tuple("xxyyxxyy")))
     assert given.groups.groups == ("x", "y") and given.groups.p > 0.05
-    assert to_json(given)["groups"]["p"] == given.groups.p
+    tree = to_json(given)
+    assert tree["groups"]["p"] == given.groups.p
+
+
+def test_the_test_over_runs_comes_before_that_over_steps(tmp_path: Path) -> None:
+    """Seeds alone move the laws: over steps one law is rejected, over runs it is not."""
+    for seed in range(8):
+        shift = 0.05 * np.random.default_rng(seed + 50).standard_normal()
+        pyrl_run(tmp_path / f"r{seed}", ("ppo_clip", "kl_cov")[seed % 2], seed, B + shift)
+    analysis = analyze([tmp_path], Options())
+    over_runs, over_steps, *_ = shared_findings(analysis)
+    assert over_runs.startswith("With runs as the observations, one law for all groups") and "not rejected" in over_runs
+    assert over_steps.startswith("With steps as the observations, one law for all runs is rejected")
+    tree = to_json(analysis)
+    assert list(tree).index("groups") < list(tree).index("one_law")
+    assert (tree["groups"]["observations"], tree["one_law"]["observations"]) == ("runs", "steps")
+    rivals = tree["runs"][0]["check"]["rivals"]["candidates"]
+    assert {c["name"] for c in rivals} >= {"exp(H)", "H", "log H", "step", "exp(H) + step"} and rivals[0]["behind"] == 0
 
 
 def test_same_names_are_told_apart(tmp_path: Path) -> None:
