@@ -48,6 +48,7 @@ class Completion:
     token_ids: tuple[int, ...]
     """The response, the sampled stop token included."""
     rollout_logprobs: tuple[float, ...]
+    """As the engine sampled; not finite where its logits were not."""
     """log pi(token) as the engine computed it, one a token, at the sampling temperature."""
     finish_reason: Literal["stop", "length"]
     version_spans: tuple[VersionSpan, ...]
@@ -107,8 +108,8 @@ class PackedBatch:
     """One micro-batch of one data-parallel rank: sequences laid end to end (THD), T tokens with padding.
 
     Position t predicts `labels[t]`, the next token of the same sequence, whose last token is a label only;
-    `response_mask[t]` says that this label is a response token. Log-prob, entropy, covariance and loss all share this
-    alignment and this mask.
+    `response_mask[t]` says that this label is a response token whose rollout log-prob is finite. Log-prob, entropy,
+    covariance and loss all share this alignment and this mask.
     """
 
     tokens: torch.Tensor

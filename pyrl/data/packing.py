@@ -92,9 +92,11 @@ def pack(sequences: Items[Sequence], *, pad_multiple: int = 1) -> PackedBatch:
 
     The last token of a sequence predicts nothing and nothing attends to it, so it is a label only.
 
-    No sequence at all gives a valid batch of padding without a response token. `rollout_logprobs` is None when the
-    sequences carry none. Raises ValueError: empty prompt or response, an index or response too long for a token uid, a
-    sample twice in the batch, log-probs that do not match the response, or only some sequences with log-probs.
+    A token whose rollout log-prob is not finite is masked: nobody knows from which policy it was drawn, so it is in
+    neither the loss nor its denominator. No sequence at all gives a valid batch of padding without a response token.
+    `rollout_logprobs` is None when the sequences carry none. Raises ValueError: empty prompt or response, an index or
+    response too long for a token uid, a sample twice in the batch, log-probs that do not match the response, or only
+    some sequences with log-probs.
     """
     if pad_multiple < 1:
         raise ValueError(f"pad_multiple: wanted >= 1, got {pad_multiple}")
@@ -133,6 +135,10 @@ def pack(sequences: Items[Sequence], *, pad_multiple: int = 1) -> PackedBatch:
     if all(s.rollout_logprobs is not None for s in sequences):
         rollout_logprobs = np.zeros(total, dtype=np.float32)
         rollout_logprobs[mask] = _flat((s.rollout_logprobs for s in sequences), int(mask.sum()), np.float32)
+        unknown = ~np.isfinite(rollout_logprobs)
+        mask &= ~unknown
+        labels[unknown], token_uids[unknown] = IGNORED_LABEL, -1
+        advantages[unknown], rollout_logprobs[unknown] = 0.0, 0.0
 
     return PackedBatch(
         tokens=torch.from_numpy(tokens),

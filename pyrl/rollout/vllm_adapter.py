@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,7 +194,8 @@ def _completion(choice: dict[str, Any]) -> Completion:
         raise ValueError(f"sample {choice['index']}: weight versions {spans} do not cover its {len(tokens)} tokens")
     return Completion(
         token_ids=tuple(tokens),
-        rollout_logprobs=tuple(entry["logprob"] for entry in content),
+        # JSON has no number for NaN and the infinities.
+        rollout_logprobs=tuple(nan if entry["logprob"] is None else entry["logprob"] for entry in content),
         finish_reason=choice["finish_reason"],
         version_spans=spans,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -37,6 +38,8 @@ class GroupFacts:
     """Length of each response."""
     truncated: int
     """Responses that reached the token limit."""
+    nonfinite_logprobs: int
+    """Tokens whose rollout log-prob is not finite."""
     verdicts: tuple[str, ...]
     """Outcome of each response."""
     reasons: tuple[str, ...]
@@ -54,6 +57,7 @@ class GroupFacts:
             prompt_tokens=len(group.prompt.token_ids),
             response_tokens=tuple(len(c.token_ids) for c in group.completions),
             truncated=sum(c.finish_reason == "length" for c in group.completions),
+            nonfinite_logprobs=sum(not isfinite(lp) for c in group.completions for lp in c.rollout_logprobs),
             verdicts=tuple(v.outcome for v in group.verdicts),
             reasons=tuple(v.kind for v in group.verdicts),
             rewards=tuple(group.rewards),
@@ -109,6 +113,7 @@ class Collected:
             "response_length_max": max(lengths, default=None),
             "truncated_fraction": sum(f.truncated for f in self.facts) / len(lengths) if lengths else None,
             "response_tokens": sum(lengths),
+            "rollout_logprobs_nonfinite": sum(f.nonfinite_logprobs for f in self.facts),
             "groups_kept": len(kept),
             "groups_dropped_uniform": len(self.facts) - len(kept) - unjudged,
             "groups_dropped_unjudged": unjudged,

@@ -33,7 +33,8 @@ LEARNT = 0.02
 COLLAPSED, UNIFORM = 0.01, 0.9
 """Entropy, as a multiple of its mean before, and of ln(vocabulary)."""
 HISTORY = 2 * WINDOW
-KEPT = ("step", "entropy", "reward_mean", "truncated_fraction", "approx_kl", "grad_norm", "groups_kept")
+KEPT = ("step", "entropy", "reward_mean", "truncated_fraction", "approx_kl", "grad_norm", "groups_kept",
+        "rollout_logprobs_nonfinite")  # fmt: skip
 """Fields of a record that faults are read from."""
 
 
@@ -163,6 +164,15 @@ class Health:
             "always right nor always wrong would fill it"
         )
 
+    def _nonfinite_logprobs(self) -> str | None:
+        count = self._last("rollout_logprobs_nonfinite")
+        if not count:
+            return None
+        return (
+            f"{count} tokens came with a log-prob that is not finite; they are left out of the loss. The engine's "
+            "logits overflow: look at its dtype (rollout.extra_server_args), and at entropy for a policy that breaks"
+        )
+
 
 FAULTS: dict[str, Callable[[Health], str | None]] = {
     "zero_gradient": Health._zero_gradient,
@@ -171,5 +181,6 @@ FAULTS: dict[str, Callable[[Health], str | None]] = {
     "rising_entropy_and_falling_reward": Health._rising_and_worse,
     "broken_policy": Health._broken,
     "fewer_groups": Health._fewer_groups,
+    "nonfinite_rollout_logprobs": Health._nonfinite_logprobs,
 }
 """Name in `alarms` -> its words where it holds."""

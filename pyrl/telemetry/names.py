@@ -229,6 +229,8 @@ METRICS: dict[str, Metric] = {
     "response_length_mean": Metric("rollout", "tokens", "Response length, the stop token included, mean."),
     "response_length_max": Metric("rollout", "tokens", "Response length, maximum.", "integer"),
     "truncated_fraction": Metric("rollout", "fraction", "Completions that reached the token limit without a stop."),
+    "rollout_logprobs_nonfinite": Metric("rollout", "count", "Response tokens whose rollout log-prob was not finite, "
+                                         "in neither the loss nor its denominator.", "integer", contract=False),
     "groups_kept": Metric("rollout", "count", "Groups that reached the learner.", "integer"),
     "groups_dropped_uniform": Metric("rollout", "count", "Groups dropped by dynamic sampling: all rewards equal.",
                                      "integer"),

@@ -1,5 +1,6 @@
 """Packing against a token-by-token reading of `PackedBatch`, and the promises of the micro-batch plan as properties."""
 
+import math
 import time
 from dataclasses import replace
 
@@ -20,7 +21,9 @@ def sequence_lists(draw):
     sequences = []
     for index in indices:
         response = draw(ids)
-        logprobs = tuple(-0.25 * (i + 1) for i in range(len(response)))
+        known = st.sampled_from([-0.25, -0.5, -4.0])
+        unknown = st.sampled_from([float("nan"), float("-inf"), float("inf")])
+        logprobs = tuple(draw(st.one_of(known, known, known, unknown)) for _ in response)
         sequences.append(Sequence(index, draw(ids), response, draw(st.floats(-3, 3, width=32)), logprobs))
     return sequences
 
@@ -32,7 +35,7 @@ def literal(sequences, pad_multiple):
         full = s.prompt_ids + s.response_ids
         for t, token in enumerate(full[:-1]):
             k = t + 1 - len(s.prompt_ids)  # place in the response of the token that position t predicts
-            if k >= 0:
+            if k >= 0 and math.isfinite(s.rollout_logprobs[k]):
                 uid = s.sample_index * 2**24 + k
                 rows.append((token, s.response_ids[k], t, True, s.advantage, uid, s.rollout_logprobs[k]))
             else:

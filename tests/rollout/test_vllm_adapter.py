@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,16 @@ def test_environment_of_torchrun_does_not_reach_the_server(monkeypatch: pytest.M
     assert environment["OMP_NUM_THREADS"] == "5" and environment["VLLM_SERVER_DEV_MODE"] == "1"
     assert "VLLM_ALLOW_INSECURE_SERIALIZATION" not in environment
     assert server_environment(settings(transport="ipc", device="cuda"))["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "1"
+
+
+def test_a_log_prob_that_json_cannot_hold_is_not_finite() -> None:
+    choice = {
+        "index": 0, "token_ids": [4, 5], "finish_reason": "stop",
+        "logprobs": {"content": [{"token_id": 4, "logprob": None}, {"token_id": 5, "logprob": -1.0}]},
+        "weight_versions": [{"version": "7", "start": 0, "end": 2}],
+    }  # fmt: skip
+    (completion,) = vllm_adapter.parse_generate({"choices": [choice]})
+    assert math.isnan(completion.rollout_logprobs[0]) and completion.rollout_logprobs[1] == -1.0
 
 
 def test_spans_of_two_versions_are_kept_apart() -> None:

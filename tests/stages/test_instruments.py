@@ -208,7 +208,7 @@ def test_a_loss_that_chooses_nothing_shows_nothing() -> None:
 def test_accuracies_fall_into_their_bins() -> None:
     def facts(right: int, wrong: int, unjudged: int = 0) -> GroupFacts:
         verdicts = ("right",) * right + ("wrong",) * wrong + ("unjudged",) * unjudged
-        return GroupFacts(0, "p", "s", 1, (1,) * len(verdicts), 0, verdicts, (), (), kept=True)
+        return GroupFacts(0, "p", "s", 1, (1,) * len(verdicts), 0, 0, verdicts, (), (), kept=True)
 
     wanted = {
         "0": [facts(0, 8), facts(0, 1, 3)],

@@ -31,6 +31,7 @@ def course(steps: int, **changes: Any) -> list[dict[str, Any]]:
         "approx_kl": 0.01,
         "grad_norm": 0.5,
         "groups_kept": 32,
+        "rollout_logprobs_nonfinite": 0,
     }
     columns = {name: np.broadcast_to(changes.get(name, value), steps).tolist() for name, value in fields.items()}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -117,6 +118,12 @@ def test_steps_with_fewer_groups_than_asked() -> None:
     assert held == {"fewer_groups": [2, 3]}
     assert len(said) == 1 and "max_refills 3 with 20 of 32 groups" in said[0]
     assert alarms(records) == ({}, [])
+
+
+def test_log_probs_that_are_not_finite() -> None:
+    held, said = alarms(course(4, rollout_logprobs_nonfinite=[0, 3, 0, 1]))
+    assert held == {"nonfinite_rollout_logprobs": [2, 4]}
+    assert len(said) == 1 and said[0].startswith("step 2: 3 tokens came with a log-prob")
 
 
 def test_a_resumed_run_goes_on_where_it_was() -> None:
