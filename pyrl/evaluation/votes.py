@@ -16,7 +16,7 @@ from pyrl.evaluation.store import Sample
 from pyrl.reward import RewardPool
 from pyrl.reward.forms import Form, form_of, quick_form, text_form
 from pyrl.reward.tasks import FORM_LOADERS
-from pyrl.reward.units import PERCENT
+from pyrl.reward.unit_names import PERCENT
 
 log = logging.getLogger("pyrl")
 

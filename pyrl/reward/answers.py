@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_ANSWER_LINE = re.compile(r"\banswer[*_ \t]*:[*_\s]*(\S[^\n]*)", re.IGNORECASE)
+_ANSWER_LINE = re.compile(r"\banswer[*_ \t]*[:\N{FULLWIDTH COLON}][*_\s]*(\S[^\n]*)", re.IGNORECASE)
 
+_NO_SPACE = re.compile(r"(?<!\\)\\!\s*(?![a-zA-Z\s])")
 _SPACING = re.compile(r"(?<!\\)\\(?:[,;:!> ]|$)|\\q?quad(?![a-zA-Z])|~|\\(?:displaystyle|textstyle|limits)(?![a-zA-Z])")
+_ROMAN_CONSTANT = re.compile(r"\\(?:mathrm|operatorname|text|rm)\s*\{\s*([ei])\s*\}")
 _COLOUR = re.compile(r"\\(?:text)?color\s*\{[a-zA-Z]+\}")
 _ROOT_SIGN = re.compile("\N{SQUARE ROOT}" + r"\s*([0-9]+|[a-z])")
 _EMPTY_SET = re.compile(r"\\(?:varnothing|O)(?![a-zA-Z])|\\\{\s*\\\}")
@@ -27,8 +29,13 @@ _SAME = str.maketrans(
         "\N{GREEK SMALL LETTER PI}": r"\pi ",
         "\N{INFINITY}": r"\infty ",
         "\N{DEGREE SIGN}": r"^\circ ",
+        "\N{IDEOGRAPHIC SPACE}": " ",
+        "\N{IDEOGRAPHIC FULL STOP}": ".",
+        **{chr(full): chr(full - 0xFF01 + 0x21) for full in range(0xFF01, 0xFF5F)},
     }
 )
+"""Signs that have another code point for the same meaning, full-width ASCII among them. Not Unicode's NFKC, which would
+make 34 of a 4 with a superscript 3 before it."""
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 
 
@@ -82,7 +89,8 @@ def strip_wrappers(text: str) -> str:
 
 def tidy(text: str) -> str:
     r"""One way to write what has several: `\dfrac`, thin spaces, `\left`, colours, the empty set, Unicode's signs."""
-    text = _ROOT_SIGN.sub(r"\\sqrt{\1}", text.translate(_SAME))
+    text = _NO_SPACE.sub("", _ROOT_SIGN.sub(r"\\sqrt{\1}", text.translate(_SAME)))
+    text = _ROMAN_CONSTANT.sub(r" \1", text)
     text = _SPACING.sub(" ", _SIZING.sub(" ", _COLOUR.sub("", text)))
     return re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", _EMPTY_SET.sub(r"\\emptyset ", text)).strip()
 

@@ -19,11 +19,14 @@ import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyrl.reward.answers import as_integer, normalise, strip_wrappers, tidy
-from pyrl.reward.math import read, split_choice
+from pyrl.reward.answers import as_integer, normalise
+from pyrl.reward.choices import split_choice
+from pyrl.reward.lists import list_readings
+from pyrl.reward.math import read, value_text
 from pyrl.reward.size_limits import OverLimitError, check_text
 from pyrl.reward.tasks import EQUAL, Grader, RawVerdict
-from pyrl.reward.units import PERCENT, split_unit
+from pyrl.reward.unit_names import PERCENT
+from pyrl.reward.units import split_unit
 
 if TYPE_CHECKING:
     from sympy import Basic, Expr, Rational, Set
@@ -77,7 +80,7 @@ def form(answer: str) -> Form:
         return quick
     value, unit = _quantity(answer)
     try:
-        tree = read(rf"\frac{{{value}}}{{100}}" if unit == PERCENT else value)
+        tree = (list_readings(value, read) or [read(rf"\frac{{{value}}}{{100}}" if unit == PERCENT else value)])[0]
         found, name = _named(tree)
     except ValueError:  # it cannot be read, is over the size limits, or is of a kind that has no form
         return text_form(answer)
@@ -106,7 +109,7 @@ def _short(text: str) -> str:
 
 def _quantity(answer: str) -> tuple[str, str]:
     """(value, unit)"""
-    value, unit = split_unit(tidy(strip_wrappers(answer)))
+    value, unit = split_unit(value_text(answer))
     in_font = _FONT.fullmatch(value)
     return in_font[1].strip() if in_font else value, _short(unit or "")
 

@@ -22,8 +22,13 @@ _REPEATING = re.compile(r"(?P<whole>[0-9]*)\.(?P<fixed>[0-9]*)\\(?:overline|bar)
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})")
 _DIGITS_BEFORE_BRACKET = re.compile(r"(?<![_^0-9.])([0-9][0-9.]*)\s*\((?![^()]*,)")
+_SCIENTIFIC = re.compile(
+    r"(?<![A-Za-z0-9_.\\])(?P<value>[0-9]+(?:\.[0-9]*)?)[eE](?P<power>[+-]?[0-9]{1,4})(?![0-9A-Za-z.^])"
+)
+_FONT_LETTER = re.compile(r"\\math(?:rm|bf|it)\s*\{\s*([a-zA-Z])\s*\}")
 _SPACED_LETTER = re.compile(r"(?<=[0-9])\s+(?=[a-zA-Z](?![a-zA-Z]))")
-_WORDS = re.compile(r"\\(?:text(?:rm|bf|it|normal)?|mbox)\s*\{([^{}]*)\}")
+_WORDS = re.compile(r"\\(text(?:rm|bf|it|normal)?|math(?:rm|bf|it)|mbox)\s*\{([^{}]*)\}")
+_DIGITS = re.compile(r"[-0-9., ]*")
 _LIST_WORDS = frozenset(("", "and", "or", ",", ", and", ", or"))
 
 
@@ -38,6 +43,7 @@ def parse(text: str, *, rewrite: bool = True) -> Any:
     Raises UnreadableError.
     """
     from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, normalize_latex
+
     text = strip_wrappers(text)
     text = _rewrite(text) if rewrite else text
     config = NormalizationConfig(
@@ -108,6 +114,8 @@ def _rewrite(text: str) -> str:
     if _NUMBER_ROW.search(text):
         raise UnreadableError("numbers side by side")  # math-verify would add them up: 3 31 = 34
     text = tidy(text)
+    text = _FONT_LETTER.sub(r" \1 ", text)
+    text = _SCIENTIFIC.sub(r"\g<value>\\cdot 10^{\g<power>}", text)
     text = _FRAC_OF_DIGIT.sub(r"\\frac{\g<top>}", text)
     text = _FRAC_OF_DIGITS.sub(_braced_frac, text)
     text = _REPEATING.sub(_repeating_decimal, text)
@@ -119,9 +127,12 @@ def _rewrite(text: str) -> str:
 
 
 def _refuse_words(text: str) -> None:
-    rest = _WORDS.sub("", text)
-    if re.search(r"[0-9]", rest) and any(w.strip().lower() not in _LIST_WORDS for w in _WORDS.findall(text)):
-        raise UnreadableError("words beside a number")  # math-verify would drop them: 34 or more = 34
+    if not re.search(r"[0-9]", _WORDS.sub("", text)):
+        return
+    for font, words in _WORDS.findall(text):
+        is_letter = font.startswith("math") and len(words.strip()) == 1
+        if not is_letter and not _DIGITS.fullmatch(words) and words.strip().lower() not in _LIST_WORDS:
+            raise UnreadableError("words beside a number")  # math-verify would drop them: 34 or more = 34
 
 
 def _braced_frac(match: re.Match[str]) -> str:
@@ -134,3 +145,33 @@ def _repeating_decimal(match: re.Match[str]) -> str:
     value = int(match["whole"] or "0") + Fraction(int(fixed or "0"), 10 ** len(fixed))
     value += Fraction(int(cycle), (10 ** len(cycle) - 1) * 10 ** len(fixed))
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def in_one_meaning(tree: Any) -> Any:
+    """The tree with i as the imaginary unit and real roots of odd degree of negative numbers, evaluated there.
+
+    i stays a symbol where it is an index, and beside j or k, as in vectors.
+    """
+    from sympy import I, MatrixBase, Symbol
+
+    names = {symbol.name for symbol in tree.free_symbols}
+    indices = {symbol.name for symbol in tree.atoms(Symbol)} - names
+    if "i" in names and not names & {"j", "k"} and "i" not in indices:
+        if isinstance(tree, MatrixBase):
+            return tree.applyfunc(in_one_meaning)
+        return tree.xreplace({symbol: I for symbol in tree.free_symbols if symbol.name == "i"})
+    return tree if isinstance(tree, MatrixBase) else _with_real_roots(tree)
+
+
+def _with_real_roots(tree: Any) -> Any:
+    from sympy import I, Pow, Rational
+
+    roots = {}
+    for node in tree.atoms(Pow) if not tree.has(I) else ():
+        exponent = node.exp if node.exp.is_Rational or not node.exp.is_number else node.exp.doit()
+        if not isinstance(exponent, Rational) or exponent.q % 2 == 0 or exponent.q == 1 or node.base.free_symbols:
+            continue
+        if node.base.is_extended_negative:
+            sign = -1 if exponent.p % 2 else 1
+            roots[node] = sign * Pow(-node.base, exponent)
+    return tree.xreplace(roots) if roots else tree

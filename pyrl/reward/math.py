@@ -12,7 +12,11 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pyrl.reward.answers import as_integer, extract_answer, last_boxed, normalise, strip_wrappers, tidy
-from pyrl.reward.latex import parse
+from pyrl.reward.choices import choice_content, split_choice
+from pyrl.reward.equality import equal
+from pyrl.reward.latex import in_one_meaning, parse
+from pyrl.reward.lists import list_readings, split_list
+from pyrl.reward.prose import sentence, without_prose
 from pyrl.reward.size_limits import OverLimitError, check_text, check_tree
 from pyrl.reward.tasks import (
     CRASH,
@@ -25,17 +29,14 @@ from pyrl.reward.tasks import (
     Grader,
     RawVerdict,
 )
-from pyrl.reward.units import DEGREE, PERCENT, Quantity, split_unit
+from pyrl.reward.unit_names import DEGREE, PERCENT
+from pyrl.reward.units import Quantity, split_unit
 
 if TYPE_CHECKING:
     from pyrl.types import Verdict
 
-FLOAT_DECIMALS = 6
-"""Decimals to which a decimal answer must agree with an exact, non-integer ground truth (1/3 ~ 0.333333)."""
-
-_CHOICE = re.compile(
-    r"\\(?:text(?:bf|rm|it|sf)?|math(?:bf|rm|it|sf))\s*\{\s*\(?(?P<font>[A-J])\)?[.)]?\s*\}|\((?P<round>[A-J])\)|(?P<bare>[A-J])"
-)
+_RATIO = re.compile(r"[0-9.]+\s*:\s*[0-9.]+")
+_CLOCK = re.compile(r"[0-9]{1,2}\s*:\s*[0-5][0-9]")
 
 
 def grade_math(response: str, ground_truth: str, *, timeout: float = 5.0) -> Verdict:
@@ -89,32 +90,43 @@ def grade_text(response: str, ground_truth: str) -> RawVerdict | None:
 
 
 def _compare_text(truth: str, answer: str) -> bool | None:
-    choice, chosen = _choice(truth), _choice(answer, with_content=True)
-    if choice and chosen:
-        return choice == chosen
-    wanted, got = split_unit(tidy(strip_wrappers(truth))), split_unit(tidy(strip_wrappers(answer)))
+    """None: text does not decide. `truth` and `answer` are whole, with the letter of a choice."""
+    verdict = _compare_choices(truth, answer)
+    if verdict is not None:
+        return verdict
+    wanted, got = (split_unit(value_text(text)) for text in (truth, answer))
     if wanted.unit and got.unit and wanted.unit != got.unit:
         return False
+    sentences = sentence(wanted.value), sentence(got.value)
+    if sentences != (None, None):
+        return sentences[0] == sentences[1]
     integers = as_integer(normalise(wanted.value)), as_integer(normalise(got.value))
     if None in integers or (wanted.unit != got.unit and PERCENT in (wanted.unit, got.unit)):
-        return None
+        return _compare_ratios(wanted.value, got.value)
     return integers[0] == integers[1]
 
 
-def _choice(text: str, *, with_content: bool = False) -> str | None:
-    """The letter of a multiple-choice answer, `with_content` also of one that repeats what the letter stands for."""
-    found = split_choice(text)
-    return found[0] if found and (with_content or not found[1].strip()) else None
-
-
-def split_choice(text: str) -> tuple[str, str] | None:
-    """(letter, what follows it) of a multiple-choice answer; None for another one."""
-    text = strip_wrappers(text)
-    match = _CHOICE.match(text)
-    rest = text[match.end() :] if match else ""
-    if match is None or match.lastgroup is None or (rest.strip() and match.lastgroup == "bare"):
+def _compare_choices(truth: str, answer: str) -> bool | None:
+    """By their letters; a letter on one side alone says nothing."""
+    choice, chosen = split_choice(truth), split_choice(answer)
+    if not choice or not chosen:
         return None
-    return match.group(match.lastgroup), rest
+    if any(found[1].strip() and choice_content(text) is None for found, text in ((choice, truth), (chosen, answer))):
+        return None
+    return choice[0] == chosen[0]
+
+
+def _compare_ratios(wanted: str, got: str) -> bool | None:
+    """`12:30` may be a time: it is no fraction, and 6:15 is no other way to write it."""
+    if _RATIO.fullmatch(got) and not _RATIO.fullmatch(wanted):
+        return False
+    return False if _CLOCK.fullmatch(wanted) and _CLOCK.fullmatch(got) and normalise(wanted) != normalise(got) else None
+
+
+def value_text(text: str) -> str:
+    """The text of the value: without a choice's letter, with one way to write what has several, without prose."""
+    content = choice_content(text)
+    return without_prose(tidy(strip_wrappers(text if content is None else content)))
 
 
 def grade(response: str, ground_truth: str) -> RawVerdict:
@@ -125,21 +137,22 @@ def grade(response: str, ground_truth: str) -> RawVerdict:
     answer = extract_answer(response)
     assert answer is not None  # grade_text has dealt with it
     truth = _bare_truth(ground_truth)
-    wanted, got = split_unit(tidy(strip_wrappers(truth))), split_unit(tidy(strip_wrappers(answer)))
+    wanted, got = split_unit(value_text(truth)), split_unit(value_text(answer))
     try:
-        wanted_values = [read(text) for text in _readings(wanted, got)]
+        wanted_values = _read_all(wanted, got)
     except ValueError as error:
         return "unjudged", f"{UNREADABLE_GROUND_TRUTH}: {error}", answer
     try:
-        got_values = [read(text) for text in _readings(got, wanted)]
+        got_values = _read_all(got, wanted)
     except OverLimitError as error:
         return "wrong", f"{OVER_LIMIT}: {error}", answer
     except ValueError as error:
         return "wrong", f"{UNREADABLE_ANSWER}: {error}", answer
-    if _bracket_kind(truth) != _bracket_kind(answer) and "" not in (_bracket_kind(truth), _bracket_kind(answer)):
+    kinds = _bracket_kind(wanted.value), _bracket_kind(got.value)
+    if kinds[0] != kinds[1] and "" not in kinds:
         return "wrong", DIFFERENT, answer
     try:
-        same = any(_equal(a, b) for a in wanted_values for b in got_values)
+        same = any(equal(a, b) for a in wanted_values for b in got_values)
     except Exception as error:  # sympy raises anything at all; it must not be taken for a wrong answer
         return "unjudged", f"{CRASH}: {type(error).__name__}: {str(error)[:200]}", answer
     return ("right", EQUAL, answer) if same else ("wrong", DIFFERENT, answer)
@@ -162,6 +175,8 @@ def _bare_truth(ground_truth: str) -> str:
 
 def _bracket_kind(text: str) -> str:
     """Braces say set, round and square brackets say tuple or interval; math-verify takes one for the other."""
+    if split_list(text):
+        return ""
     text = normalise(text)
     if text.startswith(r"\{") and text.endswith(r"\}"):
         return "set"
@@ -178,24 +193,12 @@ def _readings(quantity: Quantity, other: Quantity) -> list[str]:
     return [value]
 
 
+def _read_all(quantity: Quantity, other: Quantity) -> list[Any]:
+    return list_readings(quantity.value, read) or [read(text) for text in _readings(quantity, other)]
+
+
 def read(text: str) -> Any:
     """The unevaluated sympy tree. Raises ValueError: it cannot be read, or is over the size limits."""
     expression = parse(text)
     check_tree(expression)
-    return expression
-
-
-def _equal(wanted: Any, got: Any) -> bool:
-    from math_verify import verify
-    from sympy import Float, Integer, Rational
-
-    if isinstance(wanted, Integer) and isinstance(got, Float):
-        return bool(Rational(got) == wanted)  # 34.0 is 34, 33.9999999 is not
-    return verify(
-        wanted,
-        got,
-        float_rounding=FLOAT_DECIMALS,
-        allow_set_relation_comp=True,
-        timeout_seconds=None,
-        raise_on_error=True,
-    )
+    return in_one_meaning(expression)

@@ -59,7 +59,7 @@ def check_tree(expression: Basic) -> None:
         if nodes > MAX_NODES:
             raise OverLimitError(f"more than {MAX_NODES} nodes")
         waiting.extend(_args(waiting.pop()))
-    _digits(expression)
+    value_digits(expression)
 
 
 def _args(node: object) -> tuple:
@@ -70,7 +70,7 @@ def _args(node: object) -> tuple:
     return tuple(getattr(node, "args", ()))
 
 
-def _digits(node: object) -> float:
+def value_digits(node: object) -> float:
     """An upper bound of log10 of the value (or of its reciprocal, whichever is larger); symbols count as 1 digit."""
     import sympy
 
@@ -83,7 +83,7 @@ def _digits(node: object) -> float:
         return 1.0
     if isinstance(node, sympy.Pow):
         return _power_digits(*args)
-    sizes = [_digits(arg) for arg in args]
+    sizes = [value_digits(arg) for arg in args]
     if isinstance(node, sympy.Mul):
         return _bounded(sum(sizes))
     if isinstance(node, sympy.Add):
@@ -94,8 +94,8 @@ def _digits(node: object) -> float:
 def _power_digits(base: object, exponent: object) -> float:
     import sympy
 
-    size = _digits(base)
-    exponent_digits = _digits(exponent)
+    size = value_digits(base)
+    exponent_digits = value_digits(exponent)
     if exponent_digits > 9:
         raise OverLimitError("an exponent of more than 9 digits")
     times = abs(float(exponent)) if isinstance(exponent, sympy.Rational) else 10.0**exponent_digits
@@ -112,7 +112,7 @@ def _function_digits(node: object, size: float) -> float:
         return _bounded(10.0 ** min(size, 9.0) * max(size, 1.0))
     if isinstance(node, sympy.exp | sympy.sinh | sympy.cosh):
         return _bounded(10.0 ** min(size, 9.0) / 2)
-    if isinstance(node, sympy.MatPow) and _digits(node.exp) > 3:
+    if isinstance(node, sympy.MatPow) and value_digits(node.exp) > 3:
         raise OverLimitError("a matrix power above 1000")
     if isinstance(node, sympy.Sum | sympy.Product) and size > 4:
         raise OverLimitError("a sum or product with a bound above 10^4")

@@ -9,44 +9,13 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-PERCENT = "%"
-DEGREE = "degree"
-
-_SYNONYMS = {
-    "mm": "millimeter millimetre",
-    "cm": "centimeter centimetre",
-    "dm": "decimeter decimetre",
-    "m": "meter metre",
-    "km": "kilometer kilometre",
-    "inch": "in inches",
-    "foot": "ft feet",
-    "yard": "yd",
-    "mile": "mi",
-    "mg": "milligram",
-    "g": "gram",
-    "kg": "kilogram",
-    "lb": "pound lbs",
-    "ounce": "oz",
-    "ml": "milliliter millilitre",
-    "l": "liter litre",
-    "s": "second sec",
-    "minute": "min",
-    "hour": "h hr",
-    "dollar": "usd",
-    "cent": "¢",
-    "euro": "eur €",
-    PERCENT: "percent pct percentage",
-    DEGREE: "deg",
-    "unit": "",
-}
-_CANONICAL = {name: unit for unit, names in _SYNONYMS.items() for name in (unit, *names.split())}
-_POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_NO_UNIT = frozenset("and at least most more less or not times to than if only about over under".split())
-"""Words that change or hedge a value: text with one of them is no unit."""
+from pyrl.reward.unit_names import CANONICAL, COUNTED, DEGREE, PERCENT, PHRASES, POWERS_OF_TEN
 
 _FONT = r"\\(?:text(?:rm|bf|it|normal)?|math(?:rm|bf|it)|mbox|operatorname)"
+_LETTER = r"[A-Za-z\u4e00-\u9fff\u20ac\u00a2]"
 _WORDS = re.compile(
-    rf"(?:\\[,;:! ]|[\s~])*(?:{_FONT}\s*\{{(?P<text>[^{{}}\\]*)\}}|(?<![A-Za-z\\])(?P<plain>[A-Za-z]{{2,}}))"
+    rf"(?:\\[,;:! ]|[\s~])*(?:{_FONT}\s*\{{(?P<text>[^{{}}\\]*)\}}|\(\s*(?P<bracketed>{_LETTER}{{1,20}})\s*\)"
+    r"|(?<![A-Za-z\\])(?P<plain>[A-Za-z]{2,}(?:[ ]+[A-Za-z]+){0,3})|(?P<chinese>[\u4e00-\u9fff]{1,4}))"
     r"\s*(?:\^\s*\{?(?P<power>[0-9])\}?)?$"
 )
 _TEMPERATURE = re.compile(rf"\^\s*(?:\\circ|\{{\s*\\circ\s*\}})\s*(?:{_FONT}\s*\{{\s*)?(?P<scale>[CF])\s*\}}?$")
@@ -56,6 +25,7 @@ _DOLLAR_SIGN = re.compile(r"^\\\$\s*")
 _PRIMES = re.compile(r"(?<=[0-9])('+|\^\s*\{?\s*\\prime\s*\}?)$")
 _BASE = re.compile(r"^(?P<digits>[0-9A-F,]+)_(?:\{(?P<long>[0-9]+)\}|(?P<short>[0-9]+))$")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+_PHRASE_UNITS = frozenset(PHRASES.values())
 _VALUE_END = re.compile(r"[0-9A-Za-z.)}\]]$")
 
 
@@ -90,29 +60,33 @@ def _split_words(text: str) -> Quantity:
     value = text[: match.start()].rstrip() if match else ""
     if match is None or not _VALUE_END.search(value) or not re.search(r"[0-9]|\\pi", value):
         return Quantity(text, None)
-    words = (match["text"] if match["plain"] is None else match["plain"]).lower().replace(".", " ").split()
-    if match["plain"] is not None and words[0] not in _CANONICAL and words[0] not in _POWERS_OF_TEN:
-        return Quantity(text, None)
-    if not words or words[0] in ("squared", "cubed") or _NO_UNIT & set(words):
-        return Quantity(text, None)
-    if re.search(r"[0-9=<>+]", " ".join(words)):
-        return Quantity(text, None)
-    if words[0] in _POWERS_OF_TEN:
-        value, words = rf"{value}\cdot 10^{{{_POWERS_OF_TEN[words[0]]}}}", words[1:]
-    return Quantity(value, _canonical(words, match["power"]) if words else None)
+    found = next(filter(None, (match[name] for name in ("text", "bracketed", "plain", "chinese"))), "")
+    words = found.lower().strip(" ().").replace(".", " ").split()
+    if words and words[0] in POWERS_OF_TEN:
+        value, words = rf"{value}\cdot 10^{{{POWERS_OF_TEN[words[0]]}}}", words[1:]
+        if not words:
+            return Quantity(value, None)
+    unit = _canonical(words, match["power"]) if words else None
+    return Quantity(text, None) if unit is None else Quantity(value, unit)
 
 
-def _canonical(words: list[str], power: str | None) -> str:
+def _canonical(words: list[str], power: str | None) -> str | None:
+    """One name for every way to write a unit; None: it is not one of `pyrl.reward.unit_names`."""
     named = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
     if words[0] in named and len(words) > 1:
         power, words = named[words[0]], words[1:]
     if words[-1] in ("squared", "cubed") and len(words) > 1:
         power, words = {"squared": "2", "cubed": "3"}[words[-1]], words[:-1]
-    text = {"mph": "mile/hour", "kph": "km/hour"}.get(" ".join(words), " ".join(words).replace(" per ", "/"))
-    name = "/".join(_singular(part.strip()) for part in text.split("/"))
+    text = " ".join(words)
+    names = [_singular(part.strip()) for part in PHRASES.get(text, text).replace(" per ", "/").split("/")]
+    if None in names:
+        return None
+    name = "/".join(filter(None, names))
     return name if power in (None, "1") else f"{name}^{power}"
 
 
-def _singular(name: str) -> str:
+def _singular(name: str) -> str | None:
     stem = name[:-1] if name.endswith("s") and len(name) > 2 else name
-    return _CANONICAL.get(name) or _CANONICAL.get(stem) or stem
+    if unit := CANONICAL.get(name) or CANONICAL.get(stem):
+        return unit
+    return stem if name in _PHRASE_UNITS or name in COUNTED or stem in COUNTED else None
