@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyrl.reward.numeric import FLOAT_DECIMALS, exact, numbers_equal, terms_equal
+from pyrl.reward.numeric import FLOAT_DECIMALS, exact, numbers_equal, shown_decimals, terms_equal
 
 
 def equal(wanted: Any, got: Any) -> bool:
@@ -65,8 +65,8 @@ def _is_true(equation: Any) -> bool:
         shown = [side for side in sides if isinstance(side, Float)]
         if not shown:
             return False
-        digits = len(str(shown[0]).rstrip("0").partition(".")[2])
-        if abs((exact(sides[0]) - exact(sides[1])).evalf(30)) > Rational(1, 2 * 10**digits):
+        digits = shown_decimals(shown[0])
+        if abs((exact(sides[0]) - exact(sides[1])).evalf(30)) > Rational(1, 2 * 10 ** max(0, digits)):
             return False
     return True
 

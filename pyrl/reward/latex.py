@@ -22,6 +22,7 @@ _REPEATING = re.compile(r"(?P<whole>[0-9]*)\.(?P<fixed>[0-9]*)\\(?:overline|bar)
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})")
 _DIGITS_BEFORE_BRACKET = re.compile(r"(?<![_^0-9.])([0-9][0-9.]*)\s*\((?![^()]*,)")
+_BRACKET_BEFORE_BRACKET = re.compile(r"\)\s*(?=\((?![^()]*,))")
 _SCIENTIFIC = re.compile(
     r"(?<![A-Za-z0-9_.\\])(?P<value>[0-9]+(?:\.[0-9]*)?)[eE](?P<power>[+-]?[0-9]{1,4})(?![0-9A-Za-z.^])"
 )
@@ -122,17 +123,25 @@ def _rewrite(text: str) -> str:
     if _TRIGONOMETRIC.search(text):
         text = _DEGREES.sub(r"{(\\frac{\1\\pi}{180})}", text)
     text = _DIGITS_BEFORE_BRACKET.sub(r"\1\\cdot (", text)  # math-verify would add: 2(3) = 5
+    text = _BRACKET_BEFORE_BRACKET.sub(r")\\cdot ", text)  # and (2)(3) = 5
     text = _SPACED_LETTER.sub("", text).removeprefix("{}")
     return _CARET_POWER.sub(r"^{\1}", _PLAIN_POWER.sub(r"^{\1}", text))
 
 
 def _refuse_words(text: str) -> None:
-    if not re.search(r"[0-9]", _WORDS.sub("", text)):
-        return
-    for font, words in _WORDS.findall(text):
-        is_letter = font.startswith("math") and len(words.strip()) == 1
-        if not is_letter and not _DIGITS.fullmatch(words) and words.strip().lower() not in _LIST_WORDS:
-            raise UnreadableError("words beside a number")  # math-verify would drop them: 34 or more = 34
+    """math-verify would drop them: 34 or more = 34."""
+    rest = _WORDS.sub("", text).strip(" .,;$")
+    has_number = re.search(r"[0-9]|\\pi", rest) is not None
+    for font, words in _WORDS.findall(text) if rest else ():
+        is_letter = len(words.strip()) == 1 and (font.startswith("math") or not has_number)
+        is_function = font.startswith("math") and not has_number
+        if (
+            not is_letter
+            and not is_function
+            and not _DIGITS.fullmatch(words)
+            and words.strip().lower() not in _LIST_WORDS
+        ):
+            raise UnreadableError("words beside a value")
 
 
 def _braced_frac(match: re.Match[str]) -> str:

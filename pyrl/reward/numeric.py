@@ -47,8 +47,15 @@ def numbers_equal(wanted: Any, got: Any) -> bool | None:
     if isinstance(wanted, Float) or isinstance(got, Float):
         if any(isinstance(value, Integer) for value in values):
             return bool(rational and values[0] == values[1])  # 34.0 is 34, 33.9999999 is not
-        return _decimals_agree(*values)
+        if any(isinstance(tree, Float) and shown_decimals(tree) >= FLOAT_DECIMALS for tree in (wanted, got)):
+            return _decimals_agree(*values)
     return False if rational else _is_zero(*values)
+
+
+def shown_decimals(number: Any) -> int:
+    """Of a decimal as the reader keeps it, that is, without the zeros at its end."""
+    mantissa, _, exponent = str(number).partition("e")
+    return len(mantissa.rstrip("0").partition(".")[2]) - int(exponent or 0)
 
 
 def _decimals_agree(wanted: Any, got: Any) -> bool | None:

@@ -5,7 +5,7 @@ Written from the meaning of the rules in the authors' public code (PRIME-RL/Entr
 which goes back to Hendrycks' MATH and to PRM800K). It forgives and refuses what they do: units are dropped, fractions
 must be reduced, an integer must be written as one, only a box counts. Deviations: a timeout, a crash, an empty and an
 oversized ground truth are unjudged (there: wrong), the size limits of `pyrl.reward.size_limits` hold, and sympy gets a
-small grammar instead of Python's `eval`.
+small grammar instead of Python's `eval`. docs/grading.md compares both point by point.
 """
 
 from __future__ import annotations
@@ -56,12 +56,17 @@ def grade(response: str, ground_truth: str) -> RawVerdict:
 
 
 def _last_box(text: str) -> str | None:
-    r"""From the last `\boxed`, or the last `\fbox` of a text without `\boxed`, to the brace that closes it."""
-    start = text.rfind(r"\boxed")
-    start = text.rfind(r"\fbox") if start < 0 else start
-    opening = text.find("{", start) if start >= 0 else -1
+    r"""From the last `\boxed`, or the last `\fbox` of a text without `\boxed`, to the brace that closes it.
+
+    None: there is no box, the brace does not follow the last one at once (`\boxed 42`), or it is not closed.
+    """
+    name = r"\boxed" if r"\boxed" in text else r"\fbox"
+    start = text.rfind(name)
+    opening = start + len(name)
+    if start < 0 or text[opening : opening + 1] != "{":
+        return None
     depth = 0
-    for place in range(opening, len(text)) if opening >= 0 else ():
+    for place in range(opening, len(text)):
         depth += (text[place] == "{") - (text[place] == "}")
         if depth == 0:
             return text[opening + 1 : place]

@@ -21,7 +21,8 @@ RIGHT = [
 ]  # fmt: skip
 WRONG = [
     ("Answer: 34", "34"), ("34", "34"), (r"\boxed{34", "34"), (r"\boxed{12} \fbox{34}", "34"), (r"\boxed{35}", "34"),
-    (r"\boxed{}", "34"), (r"\boxed{(2,1)}", "(1,2)"), (r"\boxed{x+2}", "x+1"),
+    (r"\boxed{}", "34"), (r"\boxed 42 so {7}", "7"), (r"\boxed{7} or \boxed 8", "7"), (r"\boxed {7}", "7"),
+    (r"\boxed{(2,1)}", "(1,2)"), (r"\boxed{x+2}", "x+1"),
     (r"\boxed{9^{9^{9^9}}}", "34"), (r"\boxed{__import__('os').system('true')}", "34"), (r"\boxed{id(1)}", "x"),
 ]  # fmt: skip
 
