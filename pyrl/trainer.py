@@ -37,6 +37,7 @@ from pyrl.learner.learner import Learner
 from pyrl.learner.model import plan_policy
 from pyrl.learner.parallel import Parallel, init_parallel
 from pyrl.reward.pool import RewardPool
+from pyrl.reward.truths import check_truths
 from pyrl.rollout.server import ServerPool
 from pyrl.run_folder import CHECKPOINTS, FINAL, ResumePoint, check_free, check_shared, find_resume_point, locked
 from pyrl.stages.assignment import check_head_dim, check_length, check_servers, check_shared_memory
@@ -141,6 +142,8 @@ class Run:
         refuse_together(lambda: check_shared(folder, holder), parallel)
         # Once more: until now another run could change the folder.
         point = refuse_together(lambda: inputs.resume_point(config, folder, parallel, counts), parallel)
+        if point is None:  # a resumed run has the prompts that were looked at
+            refuse_together(lambda: inputs.check_truths(config, pool) if parallel.rank == 0 else None, parallel)
         point = broadcast_from_rank_zero(point, parallel)
         tokenizer = inputs.tokenizer
         engines = stack.enter_context(Engines.start(config, parallel, folder, tokenizer.eos_token_id, servers))
@@ -350,6 +353,12 @@ class Inputs:
             [*prompts, *held_out], tokenizer, rows=policy.shape.vocab_size, folder=config.model.path
         )
         return cls(tokenizer, prompts, held_out, fingerprint(prompts), load_settings(config, tokenizer))
+
+    def check_truths(self, config: RunConfig, pool: RewardPool) -> None:
+        """Raises ConfigError as `reward.truths.check_truths`."""
+        check_truths(pool, self.prompts, config.data.path)
+        if config.data.validation_path is not None:
+            check_truths(pool, self.held_out, config.data.validation_path)
 
     def cursor(self, config: RunConfig) -> PromptCursor:
         """Before the first prompt."""
