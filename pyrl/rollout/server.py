@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -25,6 +26,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal, Self
 
+import psutil
 import torch
 
 from pyrl.config import RunConfig
@@ -312,7 +314,7 @@ class ServerPool:
             # Others know a restarted server by its URL, so only a first start may move.
             server.launch(new_port=not server.restarts)
             return
-        self._fail(server, f"ended with exit code {code} before it was healthy")
+        self._fail(server, f"{_how_it_ended(code)} before it was healthy")
 
     def _became_healthy(self, server: VLLMServer) -> None:
         if server.restarts and self.on_restart is not None:
@@ -322,7 +324,7 @@ class ServerPool:
 
     def _restart(self, server: VLLMServer, code: int | None) -> None:
         unwell = {"dead": "its engine is dead", "silent": "it answers no health check"}
-        what = unwell[server._health] if code is None else f"it ended with exit code {code}"
+        what = unwell[server._health] if code is None else f"it {_how_it_ended(code)}"
         now = time.monotonic()
         recent = [at for at in server.restarts if now - at < RESTART_WINDOW_SECONDS]
         server.state = "starting"  # at once: nobody may take it for ready while it is being ended
@@ -341,6 +343,21 @@ class ServerPool:
             f"vLLM {server.name} {what}. Last lines of {server.log_path}:\n{server.last_log_lines() or '  | (empty)'}"
         )
         server.state = "failed"
+
+
+def _how_it_ended(code: int) -> str:
+    """By the exit code of the guard: 128 and the signal, where one ended the server or its engine."""
+    names = {number.value: number.name for number in signal.Signals}
+    if code - 128 not in names:
+        return f"ended with exit code {code}"
+    said = f"was ended by {names[code - 128]}"
+    if code - 128 != signal.SIGKILL:
+        return said
+    memory = psutil.virtual_memory()
+    return (
+        f"{said}, as the kernel does where memory runs out (this machine has {memory.total / 2**30:.0f} GiB, "
+        f"{memory.available / 2**30:.0f} GiB of them free now)"
+    )
 
 
 def _server_names(count: int, node: int | None) -> list[str]:

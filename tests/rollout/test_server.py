@@ -15,6 +15,7 @@ import pytest
 from pyrl.rollout import control, server
 from pyrl.rollout.control import EngineControl
 from pyrl.rollout.server import ServerError, ServerPool, VLLMServer
+from pyrl.rollout.vllm_main import note_deaths
 from tests.rollout.fake_vllm import FakeVLLM
 from tests.rollout.processes import alive, killable_process, wait_for
 
@@ -99,7 +100,8 @@ def test_a_server_that_keeps_dying_is_given_up(start, script: Path, monkeypatch:
         before = restarts(pool)
         family(pool)[1].kill()
         wait_for(lambda before=before: restarts(pool) > before or pool._servers[0].state == "failed")
-    with pytest.raises(ServerError, match="after 1 restarts"):
+    killed = r"was ended by SIGKILL, as the kernel does where memory runs out \(this machine has \d+ GiB, \d+ GiB "
+    with pytest.raises(ServerError, match=rf"{killed}.*, after 1 restarts"):
         pool.wait_ready()
     with pytest.raises(ServerError, match="starting on"):  # its last log lines
         pool.raise_if_failed()
@@ -164,6 +166,31 @@ def test_failed_start_shows_the_last_log_lines(start, tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"exit code 1 before it was healthy") as caught:
         pool.wait_ready()
     assert "no such model" in str(caught.value) and str(tmp_path / "server.log") in str(caught.value)
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, "exit code 0"), (3, "exit code 3"), (139, "SIGSEGV"), (137, "SIGKILL")])
+def test_the_end_of_a_server_is_called_by_its_signal(start, code: int, said: str) -> None:
+    pool = start(lambda _: [sys.executable, "-c", f"raise SystemExit({code})"])
+    with pytest.raises(ServerError, match=rf"{said}.* before it was healthy"):
+        pool.wait_ready()
+
+
+@pytest.mark.parametrize(("failed", "noted"), [(None, []), ("engine 1", [-9])])
+def test_an_engine_that_ends_unasked_leaves_its_exit_code(failed: str | None, noted: list[int]) -> None:
+    """vLLM's keeper knows which engine failed; one that it ends itself, by SIGTERM, is none."""
+
+    class Manager:
+        failed_proc_name = failed
+
+        def monitor_engine_liveness(self) -> None:
+            self.ended = {"engine 0": -15, "engine 1": -9}
+
+        def finished_procs(self) -> dict[str, int]:
+            return self.ended
+
+    died = note_deaths(Manager)
+    Manager().monitor_engine_liveness()
+    assert died == noted
 
 
 def test_start_has_a_deadline(start) -> None:
