@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _FINAL_NAME = re.compile(r"step_(\d{6,})")
 _WRITING, _REMOVING = ".writing_", ".removing_"
@@ -139,7 +139,8 @@ def read_manifest(folder: Path | str) -> Manifest:
         document = json.loads(path.read_bytes())
         if document["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path}: format_version {document['format_version']!r}, this version of pyrl reads {FORMAT_VERSION}"
+                f"{path}: format_version {document['format_version']!r}, this version of pyrl reads {FORMAT_VERSION}: "
+                "go on with the version that wrote it, or start anew"
             )
         files = {name: FileRecord(**record) for name, record in document["files"].items()}
         return Manifest(document["step"], document["layout"], files)

@@ -123,7 +123,7 @@ def test_altered_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"format_version": 1, "step": 2, "layout": {}, "files": {"a": 1}}']
+    "content", ["", "[]", "{}", '{"format_version": 2, "step": 2, "layout": {}, "files": {"a": 1}}']
 )
 def test_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
     folder = save(tmp_path, 2)
@@ -135,7 +135,7 @@ def test_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
 def test_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 2) / store.MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
-    with pytest.raises(CheckpointError, match="format_version 99, this version of pyrl reads 1"):
+    with pytest.raises(CheckpointError, match="format_version 99, this version of pyrl reads 2: "):
         store.read_manifest(path.parent)
 
 
