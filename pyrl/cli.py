@@ -87,7 +87,7 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="A run's checkpoint, a folder with pytorch_model*.bin or one GGUF file, that file, or package:NAME."
+            help="A run's checkpoint, a folder with pytorch_model*.bin or one GGUF file, a GGUF file, or package:NAME."
         ),
     ],
     destination: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],

@@ -137,13 +137,12 @@ class Run:
         refuse_together(lambda: check_free(folder) if parallel.rank == 0 else None, parallel)
         refuse_together(lambda: inputs.resume_point(config, folder, parallel, counts), parallel)
         pool = refuse_together(lambda: _start_graders(config, parallel, stack), parallel)
+        refuse_together(lambda: inputs.check_truths(config, pool) if parallel.rank == 0 else None, parallel)
         holder = refuse_together(lambda: stack.enter_context(locked(folder)) if parallel.rank == 0 else None, parallel)
         holder = broadcast_from_rank_zero(holder, parallel)
         refuse_together(lambda: check_shared(folder, holder), parallel)
         # Once more: until now another run could change the folder.
         point = refuse_together(lambda: inputs.resume_point(config, folder, parallel, counts), parallel)
-        if point is None:  # a resumed run has the prompts that were looked at
-            refuse_together(lambda: inputs.check_truths(config, pool) if parallel.rank == 0 else None, parallel)
         point = broadcast_from_rank_zero(point, parallel)
         tokenizer = inputs.tokenizer
         engines = stack.enter_context(Engines.start(config, parallel, folder, tokenizer.eos_token_id, servers))
@@ -355,10 +354,9 @@ class Inputs:
         return cls(tokenizer, prompts, held_out, fingerprint(prompts), load_settings(config, tokenizer))
 
     def check_truths(self, config: RunConfig, pool: RewardPool) -> None:
-        """Raises ConfigError as `reward.truths.check_truths`."""
-        check_truths(pool, self.prompts, config.data.path)
-        if config.data.validation_path is not None:
-            check_truths(pool, self.held_out, config.data.validation_path)
+        """Raises ConfigError as `reward.truths.check_truths`; the held-out ones, which are fewer, come first."""
+        files = [(config.data.validation_path, self.held_out), (config.data.path, self.prompts)]
+        check_truths(pool, [(path, prompts) for path, prompts in files if path is not None])
 
     def cursor(self, config: RunConfig) -> PromptCursor:
         """Before the first prompt."""

@@ -79,4 +79,5 @@ def _against(one: Outcome, baseline: Outcome) -> str:
 
 
 def _of_all(of: Outcome) -> str:
-    return f"{WORDS[of.gates_found]} of the {WORDS[of.gates]} hidden gates"
+    found = "all" if of.gates_found == of.gates > 1 else WORDS[of.gates_found]
+    return f"{found} of the {WORDS[of.gates]} hidden gates"

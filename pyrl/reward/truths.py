@@ -13,24 +13,27 @@ from pyrl.reward.tasks import UNREADABLE_GROUND_TRUTH
 from pyrl.types import Prompt
 
 SECONDS = 20.0
-CHUNK = 256
+CHUNK = 16
+"""Truths between two looks at the clock: each may take as long as a grading may."""
 UNDECIDED = r"\boxed{\sqrt{7919}+q}"
 """An answer in mathematics that text does not decide, so the ground truth is read."""
 
 
-def check_truths(pool: RewardPool, prompts: Sequence[Prompt], path: Path) -> None:
-    """Raises ConfigError for a ground truth of the prompts of `path` that the pool's grader cannot read."""
-    bad = unreadable_truths(pool, (prompt.ground_truth for prompt in prompts))
-    questions = [prompt for prompt in prompts if prompt.ground_truth in bad]
-    if not questions:
-        return
-    first = questions[0]
-    raise ConfigError(
-        f"{path}: reward.task {pool.task} cannot read the ground truth of {len(questions)} of {len(prompts)} "
-        f"questions, the first that of {first.id}, {first.ground_truth[:120]!r} ({bad[first.ground_truth][:120]}). "
-        "Correct or remove them, choose the task that they are of, or say in data.columns.extractor how the answer "
-        "stands in a solution"
-    )
+def check_truths(pool: RewardPool, files: Sequence[tuple[Path, Sequence[Prompt]]]) -> None:
+    """Raises ConfigError for a ground truth of a file's prompts that the pool's grader cannot read. `SECONDS` are for
+    all files together."""
+    deadline = time.monotonic() + SECONDS
+    for path, prompts in files:
+        truths = (prompt.ground_truth for prompt in prompts)
+        bad = unreadable_truths(pool, truths, seconds=deadline - time.monotonic())
+        if questions := [prompt for prompt in prompts if prompt.ground_truth in bad]:
+            first = questions[0]
+            raise ConfigError(
+                f"{path}: reward.task {pool.task} cannot read the ground truth of {len(questions)} of {len(prompts)} "
+                f"questions, the first that of {first.id}, {first.ground_truth[:120]!r} "
+                f"({bad[first.ground_truth][:120]}). Correct or remove them, choose the task that they are of, or say "
+                "in data.columns.extractor how the answer stands in a solution"
+            )
 
 
 def unreadable_truths(pool: RewardPool, truths: Iterable[str], *, seconds: float = SECONDS) -> dict[str, str]:

@@ -24,6 +24,8 @@ WEIGHT_BACKENDS: dict[str, str] = {"shm": "pyrl_shm", "ipc": "ipc", "nccl": "ncc
 MODEL_FOLDER_VERSION = -1
 """Policy version of a server that was never synced: the weights are those of its model folder."""
 
+CLAMPED = -9999.0
+"""What vLLM's server writes for a log-prob that is NaN or minus infinity, for which JSON has no number."""
 GENERATE, HEALTH, LOAD, MODELS = "/inference/v1/generate", "/health", "/load", "/v1/models"
 PAUSE, RESUME, IS_PAUSED = "/pause", "/resume", "/is_paused"
 INIT_TRANSFER, SHUTDOWN_TRANSFER = "/init_weight_transfer_engine", "/shutdown_weight_transfer_engine"
@@ -194,8 +196,7 @@ def _completion(choice: dict[str, Any]) -> Completion:
         raise ValueError(f"sample {choice['index']}: weight versions {spans} do not cover its {len(tokens)} tokens")
     return Completion(
         token_ids=tuple(tokens),
-        # JSON has no number for NaN and the infinities.
-        rollout_logprobs=tuple(nan if entry["logprob"] is None else entry["logprob"] for entry in content),
+        rollout_logprobs=tuple(nan if entry["logprob"] <= CLAMPED else entry["logprob"] for entry in content),
         finish_reason=choice["finish_reason"],
         version_spans=spans,
     )

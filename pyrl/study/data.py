@@ -58,7 +58,7 @@ def _question_rows(arms: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]
     rows: dict[str, dict[str, Any]] = {}
     for arm, questions in arms.items():
         for question in questions:
-            reasons = " ".join(f"{reason}:{count}" for reason, count in question["reasons"].items())
+            reasons = " ".join(f"{reason}:{count}" for reason, count in question.get("reasons", {}).items())
             row = rows.setdefault(question["prompt_id"], {name: question[name] for name in ("prompt_id", "source")})
             row |= {
                 f"{arm} right": question["right"],

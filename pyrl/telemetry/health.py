@@ -27,14 +27,15 @@ RISE = 1.25
 FALL = 0.8
 """Of the running mean of the reward, from its best."""
 KL_LEAP, KL_TIMES = 1.0, 10.0
-"""approx_kl, nats a token, and its multiple of the median before, from which an update may have broken the policy."""
+"""approx_kl, nats a token, and its multiple of the median before, from which an update may have broken the policy. Of a
+single update a rollout it is 0, and nothing is said."""
 LEARNT = 0.02
 """A mean reward that can be lost."""
 COLLAPSED, UNIFORM = 0.01, 0.9
 """Entropy, as a multiple of its mean before, and of ln(vocabulary)."""
 HISTORY = 2 * WINDOW
 KEPT = ("step", "entropy", "reward_mean", "truncated_fraction", "approx_kl", "grad_norm", "groups_kept",
-        "rollout_logprobs_nonfinite")  # fmt: skip
+        "groups_dropped_uniform", "groups_dropped_unjudged", "groups_failed", "rollout_logprobs_nonfinite")  # fmt: skip
 """Fields of a record that faults are read from."""
 
 
@@ -85,7 +86,7 @@ class Health:
     def _follow_means(self) -> None:
         entropy, reward = self._mean("entropy"), self._mean("reward_mean")
         if entropy is not None:
-            self._lowest_entropy = min(entropy, self._lowest_entropy or entropy)
+            self._lowest_entropy = entropy if self._lowest_entropy is None else min(entropy, self._lowest_entropy)
         if entropy is not None and reward is not None and (self._best is None or reward > self._best["reward"]):
             self._best = {"reward": reward, "entropy": entropy}
 
@@ -125,7 +126,9 @@ class Health:
 
     def _rising_and_worse(self) -> str | None:
         entropy, reward, best = self._mean("entropy"), self._mean("reward_mean"), self._best
-        if best is None or entropy is None or entropy < RISE * best["entropy"] or reward > FALL * best["reward"]:
+        if best is None or entropy is None or best["reward"] <= LEARNT:
+            return None
+        if entropy < RISE * best["entropy"] or reward > FALL * best["reward"]:
             return None
         return (
             f"the reward fell from {best['reward']:.3g} to {reward:.3g} (means of {WINDOW} steps) while entropy rose "
@@ -158,10 +161,15 @@ class Health:
         rollout, kept = self._config.rollout, self._last("groups_kept")
         if not rollout.dynamic_sampling.enabled or kept >= rollout.prompts_per_step:
             return None
+        dropped = {
+            "all right or all wrong": self._last("groups_dropped_uniform"),
+            "unjudged": self._last("groups_dropped_unjudged"),
+            "without an answer": self._last("groups_failed"),
+        }
+        why = ", ".join(f"{count} {words}" for words, count in dropped.items() if count)
         return (
             f"dynamic sampling ended after rollout.dynamic_sampling.max_refills {rollout.dynamic_sampling.max_refills} "
-            f"with {kept} of {rollout.prompts_per_step} groups; the step trained on those. Questions that are neither "
-            "always right nor always wrong would fill it"
+            f"with {kept} of {rollout.prompts_per_step} groups ({why}); the step trained on those"
         )
 
     def _nonfinite_logprobs(self) -> str | None:

@@ -71,7 +71,8 @@ class HFTensors:
 
 
 def _remedy(folder: Path) -> str:
-    if any(file.suffix in (".bin", ".gguf") for file in folder.iterdir()):
+    pickled = any((folder / name).is_file() for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+    if pickled or len(list(folder.glob("*.gguf"))) == 1:
         return f"convert it first: `pyrl convert {folder} NEW_FOLDER`"
     return "copy the model's weights into it"
 

@@ -23,9 +23,9 @@ def has_pickled_weights(folder: Path | str) -> bool:
 def convert_pickled(source: Path | str, destination: Path | str) -> Path:
     """Write the same tensors, dtypes kept, as safetensors beside config and tokenizer; returns `destination`.
 
-    A file is mapped, not read, and tensors are written in shards of at most 4 GiB: memory does not grow with the model.
-    Only tensors are unpickled, never code. Raises ConfigError: a file that is missing, damaged, or holds more than
-    tensors; `destination` exists.
+    A file is mapped, not read (but those of before PyTorch 1.6, which cannot be), and tensors are written in shards of
+    at most 4 GiB: memory does not grow with the model. Only tensors are unpickled, never code. Raises ConfigError: a
+    file that is missing, damaged, or holds more than tensors; `destination` exists.
     """
     source, destination = Path(source), Path(destination)
     if destination.exists():
@@ -59,9 +59,9 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     try:
         # Files of before PyTorch 1.6 are no archives and cannot be mapped.
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).split(". ")[0]
         raise ConfigError(f"{file} cannot be read as tensors alone: {reason}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
         raise ConfigError(f"{file} holds no table of tensors by name")
     return tensors

@@ -63,6 +63,11 @@ def test_each_method_has_a_sentence_against_the_first(grpo: Path, clip_cov: Path
     )
 
 
+def test_all_gates_are_called_all(grpo: Path, tmp_path: Path) -> None:
+    all_four = write_run(tmp_path / "clip_cov", entropy=0.5, reasons={f"gate {i}": {"gate": 9} for i in range(4)})
+    assert sentence({"grpo": grpo, "clip_cov": all_four}).endswith("found all of the four hidden gates, GRPO one.")
+
+
 def test_without_validation_nothing_is_said(grpo: Path, clip_cov: Path) -> None:
     (clip_cov / "validation.jsonl").write_text("")
     assert sentence({"grpo": grpo, "clip_cov": clip_cov}) == ""

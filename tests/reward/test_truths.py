@@ -29,7 +29,7 @@ def prompts(truths: list[str]) -> list[Prompt]:
 
 def test_what_can_be_read_passes(pool: RewardPool) -> None:
     assert unreadable_truths(pool, READABLE) == {}
-    check_truths(pool, prompts(READABLE), Path("data.jsonl"))
+    check_truths(pool, [(Path("data.jsonl"), prompts(READABLE))])
 
 
 def test_a_worked_solution_in_place_of_an_answer_is_named(pool: RewardPool) -> None:
@@ -38,7 +38,7 @@ def test_a_worked_solution_in_place_of_an_answer_is_named(pool: RewardPool) -> N
     solutions = [row["answer"] for row in rows]
     assert set(unreadable_truths(pool, READABLE + solutions)) == set(solutions)
     with pytest.raises(ConfigError) as caught:
-        check_truths(pool, prompts([*READABLE, *solutions]), Path("gsm8k.jsonl"))
+        check_truths(pool, [(Path("a"), prompts(READABLE)), (Path("gsm8k.jsonl"), prompts([*READABLE, *solutions]))])
     said = str(caught.value)
     assert said.startswith(f"gsm8k.jsonl: reward.task math cannot read the ground truth of 3 of {len(READABLE) + 3}")
     assert f"the first that of sums/{len(READABLE)}, '3 rows with 8 books" in said and "data.columns.extractor" in said
@@ -58,12 +58,18 @@ def test_integers_cost_nothing_and_the_others_a_limited_time(pool: RewardPool) -
     assert set(unreadable_truths(pool, ["("], seconds=20.0)) == {"("}
 
 
-def test_a_truth_that_only_takes_long_is_none_that_cannot_be_read() -> None:
-    class Busy:
+def test_the_time_holds_where_every_truth_takes_as_long_as_it_may() -> None:
+    """And one that only takes long is none that cannot be read."""
+
+    class Slow:
         task, timeout_seconds = "math", 5.0
+        asked = 0
 
         def grade(self, items: list[tuple[str, str]], *, timeout_seconds: float) -> list[Verdict]:
-            assert timeout_seconds <= 0.5
-            return [Verdict("unjudged", "timeout: 0.5 s") for _ in items]
+            self.asked += len(items)
+            time.sleep(0.01 * len(items))
+            return [Verdict("unjudged", "timeout: 0.01 s") for _ in items]
 
-    assert unreadable_truths(Busy(), [r"\frac{1}{2}"], seconds=0.5) == {}
+    slow = Slow()
+    assert unreadable_truths(slow, [f"\\sqrt{{{i}}}" for i in range(1000)], seconds=0.5) == {}
+    assert 16 <= slow.asked <= 80

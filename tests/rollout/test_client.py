@@ -292,7 +292,7 @@ def test_a_deadline_that_a_silent_server_missed_names_the_server(fake: FakeVLLM,
         with pytest.raises(RolloutError, match=r"1 of 2 prompts .*\(rollout.timeout_seconds\)") as caught:
             ask([fake.url, other.url], 2, timeout=0.9)
     said = str(caught.value)
-    assert f"nothing at all came from {other.url} for 1 s" in said and "shorter" not in said
+    assert f"nothing at all came from {other.url} for " in said and "shorter" not in said
 
     fake.script = lambda body, _: (200, answer(body)) if body["sampling_params"]["seed"] == 10 else (503, "no room")
     monkeypatch.setattr("pyrl.rollout.client.HANGING_SECONDS", 60.0)

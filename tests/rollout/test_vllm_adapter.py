@@ -69,7 +69,7 @@ def test_environment_of_torchrun_does_not_reach_the_server(monkeypatch: pytest.M
 def test_a_log_prob_that_json_cannot_hold_is_not_finite() -> None:
     choice = {
         "index": 0, "token_ids": [4, 5], "finish_reason": "stop",
-        "logprobs": {"content": [{"token_id": 4, "logprob": None}, {"token_id": 5, "logprob": -1.0}]},
+        "logprobs": {"content": [{"token_id": 4, "logprob": -9999.0}, {"token_id": 5, "logprob": -1.0}]},
         "weight_versions": [{"version": "7", "start": 0, "end": 2}],
     }  # fmt: skip
     (completion,) = vllm_adapter.parse_generate({"choices": [choice]})

@@ -31,6 +31,9 @@ def course(steps: int, **changes: Any) -> list[dict[str, Any]]:
         "approx_kl": 0.01,
         "grad_norm": 0.5,
         "groups_kept": 32,
+        "groups_dropped_uniform": 0,
+        "groups_dropped_unjudged": 0,
+        "groups_failed": 0,
         "rollout_logprobs_nonfinite": 0,
     }
     columns = {name: np.broadcast_to(changes.get(name, value), steps).tolist() for name, value in fields.items()}
@@ -112,12 +115,18 @@ def test_an_update_that_breaks_the_policy(name: str, value: float) -> None:
 
 
 def test_steps_with_fewer_groups_than_asked() -> None:
-    records = course(4, groups_kept=[32, 20, 30, 32])
+    records = course(4, groups_kept=[32, 20, 30, 32], groups_failed=[0, 5, 0, 0], groups_dropped_uniform=[3, 9, 2, 1])
     sampling = {"enabled": True, "max_refills": 3}
     held, said = alarms(records, Health(config(dynamic_sampling=sampling), vocabulary=VOCABULARY))
     assert held == {"fewer_groups": [2, 3]}
-    assert len(said) == 1 and "max_refills 3 with 20 of 32 groups" in said[0]
+    assert len(said) == 1 and "20 of 32 groups (9 all right or all wrong, 5 without an answer)" in said[0]
     assert alarms(records) == ({}, [])
+
+
+def test_a_reward_that_never_was_there_cannot_fall() -> None:
+    rising = np.linspace(0.5, 1.0, 60)
+    assert alarms(course(60, reward_mean=0.0, entropy=rising)) == ({}, [])
+    assert alarms(course(60, reward_mean=np.linspace(0.004, 0.001, 60), entropy=rising)) == ({}, [])
 
 
 def test_log_probs_that_are_not_finite() -> None:
