@@ -92,7 +92,7 @@ def settings(place: Path, **sections: Any) -> RunConfig:
     tree: dict[str, Any] = {
         "model": {"path": str(place / "model")},
         "data": {"path": str(place / "train.jsonl"), "template": "plain", "max_prompt_tokens": 8},
-        "reward": {"task": "ring_walk"},
+        "reward": {"task": "math"},
         "rollout": {"max_response_tokens": 8},
     }
     for name, section in sections.items():
@@ -200,6 +200,19 @@ def test_an_unknown_reward(place: Path, started: list, task: str) -> None:
 
 def graders() -> list[psutil.Process]:
     return [p for p in psutil.Process().children() if "pyrl.reward.worker" in " ".join(p.cmdline())]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_ground_truth_that_the_grader_cannot_read(place: Path, started: list, resumed: bool) -> None:
+    edit_line(place, 4, '"1"', '"("')
+    if resumed:
+        save(place, 2)
+    before = everything(place)
+    with pytest.raises(ConfigError, match=r"task math cannot read .* of 1 of 6 questions, the first that of toy/4"):
+        train(settings(place), place / "run")
+    assert everything(place) == before
+    assert not any("vllm" in word for command in started for word in command)
+    assert graders() == []
 
 
 def test_no_room_in_shared_memory(place: Path, started: list, monkeypatch: pytest.MonkeyPatch) -> None:
