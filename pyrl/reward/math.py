@@ -113,6 +113,8 @@ def _compare_choices(truth: str, answer: str) -> bool | None:
         return None
     if any(found[1].strip() and choice_content(text) is None for found, text in ((choice, truth), (chosen, answer))):
         return None
+    if choice[0] == chosen[0] and choice[1].strip() and chosen[1].strip():
+        return None  # what the letter stands for decides
     return choice[0] == chosen[0]
 
 
