@@ -97,7 +97,8 @@ def convert(
         from pyrl.learner.checkpoint_store import MANIFEST
         from pyrl.learner.export import export_checkpoint
         from pyrl.weights.convert import convert_checkpoint
-        from pyrl.weights.pickled import convert_pickled, has_pickled_weights
+        from pyrl.weights.hf_io import has_pickled_weights
+        from pyrl.weights.pickled import convert_pickled
 
     if (Path(source) / MANIFEST).is_file():
         export_checkpoint(Path(source), destination)

@@ -14,6 +14,7 @@ from pyrl.config import ConfigError
 from pyrl.jobs.worker import work
 
 if TYPE_CHECKING:
+    from pyrl.config import RunConfig
     from pyrl.jobs.job import Job, ServerStart
     from pyrl.rollout.server import ServerPool
 
@@ -39,17 +40,19 @@ class Workers(Protocol):
         """
 
 
+def check_servers(config: RunConfig, count: int) -> None:
+    """Raises ConfigError for several workers on the servers of `rollout.urls`, which hold the weights of one run."""
+    if count > 1 and config.rollout.urls:
+        raise ConfigError(f"--jobs {count}: the servers of rollout.urls hold one run's weights at a time; use --jobs 1")
+
+
 @contextlib.contextmanager
 def start_workers(servers: ServerStart, count: int) -> Iterator[Workers]:
-    """`count` workers, whose servers are being started; all are ended on exit.
-
-    Raises ConfigError for several workers on the servers of `rollout.urls`, which hold the weights of one run.
-    """
+    """`count` workers, whose servers are being started; all are ended on exit. Raises as `check_servers`."""
+    check_servers(servers.config, count)
     if count == 1:
         with servers.start() as pool:
             yield _ThisProcess(pool)
-    elif servers.config.rollout.urls:
-        raise ConfigError(f"--jobs {count}: the servers of rollout.urls hold one run's weights at a time; use --jobs 1")
     else:
         with _Processes(servers, count) as workers:
             yield workers

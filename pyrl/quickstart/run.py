@@ -18,7 +18,7 @@ from pyrl.config import ConfigError, RunConfig, load_config, load_tree
 from pyrl.data.tokenizer import load_tokenizer
 from pyrl.evaluation.held_out import HEADINGS, POLICIES_NOT_METHODS, compare_held_out, pass_at_k_curve
 from pyrl.jobs.job import Job, ServerStart
-from pyrl.jobs.workers import start_workers
+from pyrl.jobs.workers import check_servers, start_workers
 from pyrl.learner.learner import Learner
 from pyrl.learner.parallel import destroy_parallel, init_parallel
 from pyrl.quickstart.model import write_model
@@ -60,6 +60,7 @@ def run_quickstart(
     Raises ConfigError for bad settings, for a folder that is in use, and for one that holds something else.
     """
     configs = method_configs(settings, overrides, folder, methods)
+    check_servers(next(iter(configs.values())), min(workers, len(configs)))
     check_clearable(folder)
     with locked(folder, option="--folder"):
         clear(folder)

@@ -16,6 +16,7 @@ from pyrl.config import ConfigError
 from pyrl.weights.families import ModelShape, hf_metadata, parameter_rules
 
 _INDEX = "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _SHARD_BYTES = 4 * 2**30
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pt", ".pth")
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -70,9 +71,12 @@ class HFTensors:
         return self._files[file]
 
 
+def has_pickled_weights(folder: Path | str) -> bool:
+    return any((Path(folder) / name).is_file() for name in (PICKLED_INDEX, PICKLED))
+
+
 def _remedy(folder: Path) -> str:
-    pickled = any((folder / name).is_file() for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"))
-    if pickled or len(list(folder.glob("*.gguf"))) == 1:
+    if has_pickled_weights(folder) or len(list(folder.glob("*.gguf"))) == 1:
         return f"convert it first: `pyrl convert {folder} NEW_FOLDER`"
     return "copy the model's weights into it"
 
@@ -163,16 +167,16 @@ def _refuse_unknown(source: HFTensors, known: set[str]) -> None:
 
 
 def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], work: Path) -> torch.dtype:
-    """Write shards of at most 4 GiB, with an index where there are several; return the dtype of the first tensor."""
+    """Write shards of at most 4 GiB, with an index where there are several; return the dtype of the first weights."""
     weight_map: dict[str, int] = {}
     total, count, dtype = 0, 0, None
     for count, shard in enumerate(_group(tensors), start=1):
-        dtype = dtype or next(iter(shard.values())).dtype
+        dtype = dtype or next((t.dtype for t in shard.values() if t.dtype in _DTYPE_NAMES), None)
         total += sum(t.nbytes for t in shard.values())
         weight_map |= dict.fromkeys(shard, count)
         _save(shard, work / _part_name(count))
     if dtype is None:
-        raise ValueError("no tensors to write")
+        raise ValueError(f"no tensor of {', '.join(_DTYPE_NAMES.values())} to write")
     if count == 1:
         (work / _part_name(1)).rename(work / "model.safetensors")
         return dtype

@@ -11,13 +11,7 @@ from pathlib import Path
 import torch
 
 from pyrl.config import ConfigError
-from pyrl.weights.hf_io import save_hf_folder
-
-_INDEX, _SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
-
-
-def has_pickled_weights(folder: Path | str) -> bool:
-    return any((Path(folder) / name).is_file() for name in (_INDEX, _SINGLE))
+from pyrl.weights.hf_io import PICKLED, PICKLED_INDEX, save_hf_folder
 
 
 def convert_pickled(source: Path | str, destination: Path | str) -> Path:
@@ -31,7 +25,7 @@ def convert_pickled(source: Path | str, destination: Path | str) -> Path:
     if destination.exists():
         raise ConfigError(f"destination {destination} exists: remove it or name another folder")
     if not (source / "config.json").is_file():
-        raise ConfigError(f"{source} holds {_SINGLE} but no config.json: it is not a whole Hugging Face folder")
+        raise ConfigError(f"{source} holds {PICKLED} but no config.json: it is not a whole Hugging Face folder")
     save_hf_folder(_tensors(source), source, destination)
     return destination
 
@@ -42,9 +36,9 @@ def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    index = folder / _INDEX
+    index = folder / PICKLED_INDEX
     if not index.is_file():
-        return [folder / _SINGLE]
+        return [folder / PICKLED]
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from pyrl.config import ConfigError
 from pyrl.quickstart.model import build_tokenizer, write_model
-from pyrl.quickstart.run import METHODS, method_configs
+from pyrl.quickstart.run import MARKER, METHODS, method_configs, run_quickstart
 from pyrl.quickstart.task import Question, RingWalk, draw_gates, draw_questions, write_task
 from pyrl.reward.ring_walk import grade
 
@@ -163,3 +163,11 @@ def test_configs_differ_in_the_loss_alone(tmp_path: Path) -> None:
 def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--methods klcov: known are grpo, clip_cov, kl_cov"):
         method_configs(Path("configs/quickstart.yaml"), [], tmp_path, ["grpo", "klcov"])
+
+
+def test_what_two_workers_cannot_do_is_refused_before_an_earlier_quickstart_is_cleared(tmp_path: Path) -> None:
+    for name in (MARKER, "report.html"):
+        (tmp_path / name).write_text("an earlier one's")
+    with pytest.raises(ConfigError, match=r"--jobs 2: the servers of rollout\.urls .* use --jobs 1"):
+        run_quickstart(tmp_path, Path("configs/quickstart.yaml"), ["rollout.urls=[http://127.0.0.1:1]"], workers=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [MARKER, "report.html"]

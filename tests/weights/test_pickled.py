@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pyrl.config import ConfigError
 from pyrl.weights import hf_io
-from pyrl.weights.pickled import convert_pickled, has_pickled_weights
+from pyrl.weights.hf_io import has_pickled_weights
+from pyrl.weights.pickled import convert_pickled
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,13 @@ def test_what_cannot_be_converted_leaves_nothing(model: LlamaForCausalLM, tmp_pa
     new.mkdir()
     with pytest.raises(ConfigError, match="exists: remove it"):
         convert_pickled(source, new)
+
+
+def test_numbers_before_the_weights_do_not_name_the_models_dtype(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    source = write(model, tmp_path / "bin", 1)
+    torch.save({"positions": torch.arange(4)} | model.state_dict(), source / "pytorch_model.bin")
+    made = convert_pickled(source, tmp_path / "new")
+    assert json.loads((made / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
